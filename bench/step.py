@@ -1,0 +1,212 @@
+"""What the whole distillation loop costs beside the bare networks.
+
+The loop: reading, decoding, crops (in worker processes), colour and blur, both networks, loss over a full queue, optimizer,
+queue. Bare: the same two networks, backward and the same optimizer on one batch of ready tensors in memory, same precision and
+memory format, without loss over a queue (the loss is the student's mean output). Both are timed in one process in turns;
+medians over the turns.
+
+    python bench/step.py [--turns 7] [--steps 8] [--case NAME]
+
+Photos are the package's own CC0 ones; for 224 px they are enlarged to a short side of 256 and written as JPEG once.
+Writes bench/results/step.json.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from common import machine, write_results
+from PIL import Image
+from torch import nn
+
+from tinyseed.assets import clothing
+from tinyseed.data.decode import decode
+from tinyseed.data.loader import training_batches
+from tinyseed.data.sources import open_source
+from tinyseed.engine import train as engine
+from tinyseed.engine.build import build_views, open_data
+from tinyseed.engine.config import DistillConfig
+from tinyseed.engine.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    teacher: str
+    student: str
+    size: int
+    batch: int
+    queue: int
+    aim: float
+
+
+CASES = [
+    Case("64 px, ResNet-50 to ResNet-18", "resnet50", "resnet18", 64, 128, 65536, 1.5),
+    Case(
+        "64 px, ResNet-18 to MobileNetV3-small 0.5", "resnet18", "mobilenetv3_small_050", 64, 128, 1024, 1.5
+    ),
+    Case("224 px, ResNet-50 to ResNet-18", "resnet50", "resnet18", 224, 32, 65536, 1.25),
+]
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("--turns", type=int, default=7)
+    arguments.add_argument("--steps", type=int, default=8)
+    arguments.add_argument("--case", default="", help="only cases whose name contains this")
+    given = arguments.parse_args()
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for case in CASES:
+            if given.case in case.name:
+                results.append(measure(case, Path(folder), given.turns, given.steps))
+    if not given.case:
+        write_results("step", {"machine": machine(), "results": results})
+
+
+def measure(case: Case, folder: Path, turns: int, steps: int) -> dict:
+    data = enlarged(folder / "large") if case.size > 64 else clothing("train")
+    config = DistillConfig(
+        data=(str(data),),
+        out=folder / case.name.replace(" ", "-"),
+        teacher=case.teacher,
+        teacher_weights="random",
+        student=case.student,
+        image_size=case.size,
+        batch_size=case.batch,
+        queue_size=case.queue,
+        validation_images=16,
+        log_every=10**9,
+    )
+    run = engine.prepare(config, RunFolder(config.out), open_data(config), quiet=True)
+    fill(run)
+    batches = training_batches(
+        build_views(run.config, run.data, 1),
+        run.plan,
+        first_step=0,
+        workers=run.config.workers,
+        pin_memory=False,
+    )
+    bare = bare_step(run, case)
+    for _ in range(3):
+        engine.train_step(run, batches, 0.01)
+        bare()
+    whole_times, bare_times, waited = [], [], []
+    for _ in range(turns):
+        run.window = engine.Window()
+        whole_times.append(timed(lambda: engine.train_step(run, batches, 0.01), steps) / case.batch)
+        waited.append(run.window.waited / steps / case.batch)
+        bare_times.append(timed(bare, steps) / case.batch)
+    parts = dissect(run, batches, steps, case)
+    whole, base = statistics.median(whole_times), statistics.median(bare_times)
+    print(
+        f"\n{case.name}  (batch {case.batch}, queue {case.queue:,}, {run.config.precision}, {run.config.workers} worker)"
+    )
+    print(f"  whole loop   {1000 * whole:7.3f} ms/image   {1 / whole:7.0f} img/s")
+    print(f"  bare nets    {1000 * base:7.3f} ms/image   {1 / base:7.0f} img/s")
+    print(f"  ratio        {whole / base:7.3f}            aim ≤ {case.aim}")
+    print(f"  waiting for data {1000 * statistics.median(waited):.3f} ms/image; " + parts_line(parts))
+    return {
+        "case": case.name,
+        "whole_ms_per_image": 1000 * whole,
+        "bare_ms_per_image": 1000 * base,
+        "ratio": whole / base,
+        "aim": case.aim,
+        "waiting_ms_per_image": 1000 * statistics.median(waited),
+        "parts_ms_per_image": parts,
+    }
+
+
+def parts_line(parts: dict[str, float]) -> str:
+    return "alone in the main process, ms/image: " + ", ".join(
+        f"{name} {value:.3f}" for name, value in parts.items()
+    )
+
+
+def enlarged(folder: Path) -> Path:
+    """1,024 of the package's photos with a short side of 256, as JPEG files."""
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        source = open_source([str(clothing("train"))])
+        for index in range(1024):
+            photo = decode(source.read(index))
+            scale = 256 / min(photo.size)
+            size = (round(photo.width * scale), round(photo.height * scale))
+            photo.resize(size, Image.Resampling.BICUBIC).save(folder / f"{index:05d}.jpg", quality=90)
+    return folder
+
+
+def fill(run: engine.Run) -> None:
+    """A full queue from the first step on."""
+    queue = run.method.queue
+    generator = torch.Generator().manual_seed(0)
+    while len(queue) < queue.size:
+        queue.push(
+            nn.functional.normalize(torch.randn(8192, queue.dim, generator=generator), dim=1)[: queue.size]
+        )
+
+
+def bare_step(run: engine.Run, case: Case):
+    """Both networks and the optimizer on ready tensors."""
+    images = torch.rand(case.batch, 3, case.size, case.size).to(memory_format=torch.channels_last)
+    images = (images - 0.45) / 0.225
+
+    def step() -> None:
+        with run.runtime.autocast():
+            run.method.teacher(images)
+            loss = run.forward(images).float().mean()
+        run.runtime.fabric.backward(loss)
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def timed(step, repetitions: int) -> float:
+    began = time.perf_counter()
+    for _ in range(repetitions):
+        step()
+    return (time.perf_counter() - began) / repetitions
+
+
+def dissect(run: engine.Run, batches, steps: int, case: Case) -> dict[str, float]:
+    """Each part of the main process' work by itself, after its inputs are ready."""
+    batch = next(batches)
+    view = engine.render(batch.pixels[0], batch.draws[0])
+    from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD, normalise
+    from tinyseed.objectives.seed import seed_terms
+
+    student = nn.functional.normalize(torch.randn(case.batch, run.method.teacher.dim), dim=1).requires_grad_()
+    teacher = nn.functional.normalize(torch.randn(case.batch, run.method.teacher.dim), dim=1)
+
+    def loss() -> None:
+        terms = seed_terms(
+            student, teacher, run.method.queue.rows(), student_temperature=0.2, teacher_temperature=0.01
+        )
+        terms.loss.backward()
+
+    works = {
+        "colour, blur, flip": lambda: engine.render(batch.pixels[0], batch.draws[0]),
+        "normalise": lambda: normalise(view, IMAGENET_MEAN, IMAGENET_STD),
+        "loss": loss,
+        "queue": lambda: run.method.queue.push(teacher),
+    }
+    parts = {}
+    for name, work in works.items():
+        work()
+        parts[name] = 1000 * timed(work, steps) / case.batch
+    views = build_views(run.config, run.data, 1)
+    request = next(run.plan.requests(0))
+    views[request]
+    parts["read, decode, crop (worker)"] = 1000 * timed(lambda: views[request], 3) / case.batch
+    return parts
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""tinyseed: grow small vision models from big ones, without labels.
+
+>>> import tinyseed
+>>> tinyseed.auto_queue_size(4000)
+1024
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tinyseed.api import distill, evaluate, load, pretrain
+    from tinyseed.errors import InputError, RunError
+    from tinyseed.models.encoder import Encoder
+    from tinyseed.models.teacher import Teacher, load_teacher
+    from tinyseed.objectives.contrast import info_nce
+    from tinyseed.objectives.queue import Queue, auto_queue_size
+    from tinyseed.objectives.seed import seed_loss
+    from tinyseed.objectives.similarity import soft_lookup
+
+__all__ = [
+    "Encoder",
+    "InputError",
+    "Queue",
+    "RunError",
+    "Teacher",
+    "auto_queue_size",
+    "distill",
+    "evaluate",
+    "info_nce",
+    "load",
+    "load_teacher",
+    "pretrain",
+    "seed_loss",
+    "soft_lookup",
+]
+
+_HOMES = {
+    "api": ("distill", "evaluate", "load", "pretrain"),
+    "errors": ("InputError", "RunError"),
+    "models.encoder": ("Encoder",),
+    "models.teacher": ("Teacher", "load_teacher"),
+    "objectives.contrast": ("info_nce",),
+    "objectives.queue": ("Queue", "auto_queue_size"),
+    "objectives.seed": ("seed_loss",),
+    "objectives.similarity": ("soft_lookup",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used: `tinyseed --help` needs no torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'tinyseed' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tinyseed.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

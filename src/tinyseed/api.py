@@ -1,0 +1,117 @@
+"""The Python mirror of the command line. Imports engine, evaluate and report."""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from tinyseed.engine.config import DistillConfig, PretrainMoCoConfig, RunConfig
+from tinyseed.engine.run_folder import Figures
+from tinyseed.engine.train import train
+from tinyseed.errors import InputError
+from tinyseed.evaluation.command import KnnConfig, KnnReport, run_knn
+from tinyseed.models.encoder import Encoder, load_encoder
+from tinyseed.report.page import write_report
+
+Paths = str | Path | Sequence[str | Path]
+
+__all__ = ["distill", "evaluate", "load", "pretrain", "run", "run_knn"]
+
+
+def distill(*, data: Paths, teacher: str | Path, student: str, out: str | Path, **settings: Any) -> Figures:  # noqa: ANN401
+    """Train a small student on unlabelled images to see as a frozen teacher does.
+
+    Args:
+        data: folders, Parquet files, or text files of paths.
+        teacher: a run folder, an exported file, or a model's name.
+        student: a model's name (timm's, or torchvision/NAME).
+        out: folder that the run is written to.
+        settings: fields of `DistillConfig`, named as the flags of `tinyseed distill` (`epochs=20`, `image_size=64`).
+
+    Returns:
+        The figures of summary.json.
+
+    Raises:
+        InputError: a setting, path or model is wrong.
+        RunError: the run failed; its last checkpoint is whole.
+    """
+    required = {"data": _several(data), "teacher": str(teacher), "student": student, "out": Path(out)}
+    return run(DistillConfig(**required, **_settings(DistillConfig, settings)))
+
+
+def pretrain(
+    method: Literal["moco-v2"],
+    *,
+    data: Paths,
+    backbone: str,
+    out: str | Path,
+    **settings: Any,  # noqa: ANN401
+) -> Figures:
+    """Train a network by itself on unlabelled images; `settings` are fields of `PretrainMoCoConfig`.
+
+    Returns:
+        The figures of summary.json.
+
+    Raises:
+        InputError: a setting, path or model is wrong.
+        RunError: the run failed; its last checkpoint is whole.
+    """
+    if method != "moco-v2":
+        raise InputError("method", method, "give moco-v2")
+    required = {"data": _several(data), "backbone": backbone, "out": Path(out)}
+    return run(PretrainMoCoConfig(**required, **_settings(PretrainMoCoConfig, settings)))
+
+
+def evaluate(
+    evaluation: Literal["knn"],
+    *,
+    model: str | Path,
+    train_data: Paths,
+    test_data: Paths,
+    **settings: Any,  # noqa: ANN401
+) -> KnnReport:
+    """Measure a model on labelled images; `settings` are fields of `KnnConfig`.
+
+    Raises:
+        InputError: a setting, path or model is wrong, or the images have no labels.
+    """
+    if evaluation != "knn":
+        raise InputError("evaluation", evaluation, "give knn")
+    required = {"model": str(model), "train_data": _several(train_data), "test_data": _several(test_data)}
+    return run_knn(KnnConfig(**required, **_settings(KnnConfig, settings)))
+
+
+def load(path: str | Path) -> Encoder:
+    """The trained encoder of a run folder or exported file, in evaluation mode.
+
+    Raises:
+        InputError: there is no model at this path.
+    """
+    return load_encoder(path).eval()
+
+
+def run(config: RunConfig) -> Figures:
+    """Train as a complete configuration says, then write the report."""
+    summary = train(config)
+    write_report(config.out)
+    return summary
+
+
+def _several(paths: Paths) -> tuple[str, ...]:
+    return (str(paths),) if isinstance(paths, str | Path) else tuple(str(path) for path in paths)
+
+
+def _settings(config: type, given: dict[str, Any]) -> dict[str, Any]:
+    """Settings as their fields hold them; an unknown name is refused with the closest one."""
+    known = {field.name for field in dataclasses.fields(config)}
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise InputError(
+                name,
+                given[name],
+                f"no such setting; did you mean {close[0]}?" if close else "no such setting",
+            )
+    several = {"val_data"}
+    return {name: _several(value) if name in several else value for name, value in given.items()}

@@ -1,0 +1,182 @@
+"""A settings dataclass becomes command-line flags. Imports errors only.
+
+The standard library's argparse does the parsing; this file turns field types into converters, attribute docstrings
+into help, and every mistake into one line (docs/architecture.md says why tyro does not do it here).
+"""
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import inspect
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
+
+from tinyseed.errors import InputError
+
+Settings = TypeVar("Settings")
+
+_KINDS: dict[type, str] = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+_METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _ParseError(message.removeprefix("argument "))
+
+
+class _ParseError(Exception):
+    pass
+
+
+def parse(
+    settings: type[Settings], arguments: Sequence[str], *, command: str, example: str, about: str
+) -> Settings:
+    """Fill a dataclass from command-line arguments. `--help` shows the example first and exits with 0.
+
+    Raises:
+        InputError: an unknown flag (the closest is offered), a missing one, or a value of the wrong kind.
+    """
+    parser = _parser(settings, command, example, about)
+    try:
+        filled, unknown = parser.parse_known_args(list(arguments))
+    except _ParseError as error:
+        field, _, rest = str(error).partition(": ")
+        value, _, remedy = rest.partition(": ")
+        raise InputError(field, value, remedy or f"see {command} --help") from None
+    if unknown:
+        raise InputError(
+            unknown[0], " ".join(unknown[1:2]) or "given", _closest(unknown[0], settings, command)
+        )
+    missing = [
+        _flag(field.name) for field in dataclasses.fields(_dataclass(settings)) if _missing(field, filled)
+    ]
+    if missing:
+        raise InputError(missing[0], "missing", f"give it, as in: {example}")
+    return settings(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in vars(filled).items()}
+    )
+
+
+def _parser(settings: type, command: str, example: str, about: str) -> _Parser:
+    # argparse prints its usage line first; the example matters more, so it takes that place.
+    parser = _Parser(
+        prog=command,
+        usage=f"{example}\n\n{textwrap.fill(about, 110)}",
+        allow_abbrev=False,
+        add_help=True,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=34, width=110
+        ),
+    )
+    parser._optionals.title = "flags"
+    hints = typing.get_type_hints(settings)
+    helps = attribute_docstrings(settings)
+    fields = dataclasses.fields(_dataclass(settings))
+    for field in sorted(fields, key=lambda field: not _required(field)):
+        _add(parser, field, hints[field.name], helps.get(field.name, ""))
+    return parser
+
+
+def _add(parser: _Parser, field: "dataclasses.Field[Any]", hint: Any, text: str) -> None:  # noqa: ANN401
+    text = text.replace("%", "%%")
+    if hint is bool:
+        parser.add_argument(_flag(field.name), action="store_true", help=text)
+        return
+    several = get_origin(hint) is tuple
+    item = get_args(hint)[0] if several else hint
+    shown = "required" if _required(field) else _shown_default(field.default)
+    parser.add_argument(
+        _flag(field.name),
+        type=converter(item),
+        nargs="+" if several else None,
+        default=dataclasses.MISSING if _required(field) else field.default,
+        metavar=_metavar(item),
+        help=f"{text} ({shown})" if shown else text,
+    )
+
+
+def converter(hint: Any) -> Callable[[str], Any]:  # noqa: ANN401  (types are values here)
+    """A function from text to a value of this type; the error says what would do."""
+    options = [option for option in _options(hint) if option is not type(None)]
+
+    def convert(text: str) -> Any:  # noqa: ANN401
+        for option in options:
+            if get_origin(option) is Literal:
+                if text in get_args(option):
+                    return text
+                continue
+            try:
+                return option(text)
+            except ValueError:
+                continue
+        raise argparse.ArgumentTypeError(f"{text or repr(text)}: give {_wanted(options)}")
+
+    return convert
+
+
+def attribute_docstrings(settings: type) -> dict[str, str]:
+    """The string under each field of a dataclass and of the ones it inherits from."""
+    found: dict[str, str] = {}
+    for owner in reversed(settings.__mro__[:-1]):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+        assert isinstance(body, ast.ClassDef)
+        for field, below in zip(body.body, body.body[1:], strict=False):
+            named = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+            if named and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                found[field.target.id] = " ".join(str(below.value.value).split())  # pyright: ignore
+    return found
+
+
+def _options(hint: Any) -> tuple[Any, ...]:  # noqa: ANN401
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _wanted(options: Sequence[Any]) -> str:
+    words = []
+    for option in options:
+        words += list(get_args(option)) if get_origin(option) is Literal else [_KINDS.get(option, "a value")]
+    return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+
+
+def _metavar(hint: Any) -> str:  # noqa: ANN401
+    words = []
+    for option in _options(hint):
+        if option is not type(None):
+            words += list(get_args(option)) if get_origin(option) is Literal else [_METAVARS[option]]
+    return "|".join(words)
+
+
+def _shown_default(default: Any) -> str:  # noqa: ANN401
+    return (
+        ""
+        if default in (None, ())
+        else f"default {' '.join(map(str, default)) if isinstance(default, tuple) else default}"
+    )
+
+
+def _required(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _missing(field: "dataclasses.Field[Any]", filled: argparse.Namespace) -> bool:
+    return getattr(filled, field.name) is dataclasses.MISSING
+
+
+def _dataclass(settings: type) -> Any:  # noqa: ANN401
+    assert dataclasses.is_dataclass(settings)
+    return settings
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _closest(unknown: str, settings: type, command: str) -> str:
+    flags = [_flag(field.name) for field in dataclasses.fields(_dataclass(settings))]
+    close = difflib.get_close_matches(unknown, flags, n=1)
+    return f"no such flag; did you mean {close[0]}?" if close else f"no such flag; see {command} --help"

@@ -1,0 +1,283 @@
+"""Batches of views: who is in which batch, decoded in worker processes. Imports its own room only.
+
+A batch is a pure function of (seed, step): the order of an epoch, each crop and each substitute for an unreadable
+image come from addressed randomness. So the position of the loader is the step's number and nothing else, and any
+number of workers or processes sees the same images.
+"""
+
+import ctypes
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from tinyseed.data.addressed import permutation, uniforms
+from tinyseed.data.decode import BadImage
+from tinyseed.data.sources import Source
+from tinyseed.data.views import CROP_DRAWS, ViewDraws, ViewSettings, draw_view, evaluation_view, random_views
+from tinyseed.errors import RunError
+from tinyseed.shapes import Indices, Pixels
+
+T = TypeVar("T")
+
+SUBSTITUTES_TRIED = 50
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """An image that could not be read: its position, its name and why."""
+
+    index: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """What one process sees of one (micro-)batch: for each view the cropped pixels and what was drawn for them.
+
+    `given_up` says that too many images in a row could not be read; the batch is then empty.
+    """
+
+    pixels: tuple[Pixels, ...]
+    draws: tuple[ViewDraws, ...]
+    indices: Indices
+    bad: tuple[BadRecord, ...] = ()
+    given_up: bool = False
+
+    def pin_memory(self) -> "TrainingBatch":
+        """Move to page-locked memory (called by DataLoader), so that the transfer to a GPU runs beside the work there."""
+        return replace(self, pixels=tuple(pixels.pin_memory() for pixels in self.pixels))
+
+    def to(self, device: torch.device) -> "TrainingBatch":
+        """Move the pixels and draws to a device."""
+        pixels = tuple(view.to(device, non_blocking=True) for view in self.pixels)
+        return replace(self, pixels=pixels, draws=tuple(draws.to(device) for draws in self.draws))
+
+
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """Images in the evaluation view, in order; unreadable ones are absent and listed in `bad`."""
+
+    pixels: Pixels
+    indices: Indices
+    bad: tuple[BadRecord, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which images make which batch.
+
+    Attributes:
+        images: positions in the source that are trained on.
+        batch_size: images a step, over all processes and micro-batches.
+        micro_batches: forward passes a step in each process (gradient accumulation).
+        rank, processes: this process and how many there are.
+    """
+
+    images: NDArray[np.int64]
+    batch_size: int
+    seed: int
+    micro_batches: int = 1
+    rank: int = 0
+    processes: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch; the remainder differs each epoch, so that no image is left out for good."""
+        return len(self.images) // self.batch_size
+
+    def requests(self, first_step: int) -> Iterator["Request"]:
+        """This process' micro-batches from a step on, without end."""
+        epoch, batch = divmod(first_step, self.steps_per_epoch)
+        share = self.batch_size // (self.processes * self.micro_batches)
+        while True:
+            order = self.images[permutation(self.seed, epoch, len(self.images))]
+            for start in range(
+                batch * self.batch_size, self.steps_per_epoch * self.batch_size, self.batch_size
+            ):
+                for micro in range(self.micro_batches):
+                    first = start + (micro * self.processes + self.rank) * share
+                    yield Request(epoch, order[first : first + share])
+            epoch, batch = epoch + 1, 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One micro-batch: the epoch, and the images' positions in the source."""
+
+    epoch: int
+    indices: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TrainingViews(Dataset[TrainingBatch]):
+    """Makes a requested batch; runs in the worker processes.
+
+    Attributes:
+        views: views an image (1 for SEED, 2 for MoCo).
+        candidates: positions from which substitutes for unreadable images are drawn.
+    """
+
+    source: Source
+    settings: ViewSettings
+    size: int
+    views: int
+    seed: int
+    candidates: NDArray[np.int64]
+
+    def __getitem__(self, request: Request) -> TrainingBatch:  # pyright: ignore[reportIncompatibleMethodOverride]
+        bad: list[BadRecord] = []
+        crops, indices = self._readable(request, bad)
+        if len(crops) < len(indices):
+            return TrainingBatch((), (), torch.from_numpy(indices), tuple(bad), given_up=True)
+        pixels = tuple(
+            torch.from_numpy(np.stack([image[view] for image in crops])) for view in range(self.views)
+        )
+        draws = tuple(
+            draw_view(self.settings, self.seed, request.epoch, indices, view) for view in range(self.views)
+        )
+        return TrainingBatch(pixels, draws, torch.from_numpy(indices), tuple(bad))
+
+    def _readable(
+        self, request: Request, bad: list[BadRecord]
+    ) -> tuple[list[list[NDArray[np.uint8]]], NDArray[np.int64]]:
+        crops, indices = [], request.indices.copy()
+        draws = self._crop_draws(request.epoch, indices)
+        for place in range(len(indices)):
+            views = self._crop(int(indices[place]), draws[:, place], bad)
+            attempt = 0
+            while views is None:
+                if attempt == SUBSTITUTES_TRIED:
+                    return crops, indices
+                indices[place] = self._substitute(request, place, attempt)
+                replacement_draws = self._crop_draws(request.epoch, indices[place : place + 1])
+                views = self._crop(int(indices[place]), replacement_draws[:, 0], bad)
+                attempt += 1
+            crops.append(views)
+        return crops, indices
+
+    def _crop_draws(self, epoch: int, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        names = [f"crop-{view}" for view in range(self.views)]
+        return np.stack([uniforms(self.seed, epoch, indices, name, CROP_DRAWS) for name in names])
+
+    def _crop(
+        self, index: int, draws: NDArray[np.float64], bad: list[BadRecord]
+    ) -> list[NDArray[np.uint8]] | None:
+        try:
+            return random_views(self.source.read(index), draws, self.settings, self.size)
+        except (BadImage, OSError) as error:
+            bad.append(BadRecord(index, self.source.name(index), str(error)))
+            return None
+
+    def _substitute(self, request: Request, place: int, attempt: int) -> int:
+        """Another image for an unreadable one, so that each batch keeps its size."""
+        draw = uniforms(
+            self.seed, request.epoch, request.indices[place : place + 1], f"substitute-{attempt}", 1
+        )
+        return int(self.candidates[int(draw[0, 0] * len(self.candidates))])
+
+
+@dataclass(frozen=True)
+class _EvaluationViews(Dataset[EvaluationBatch]):
+    source: Source
+    size: int
+
+    def __getitem__(self, indices: NDArray[np.int64]) -> EvaluationBatch:  # pyright: ignore[reportIncompatibleMethodOverride]
+        pixels, kept, bad = [], [], []
+        for index in indices.tolist():
+            try:
+                pixels.append(evaluation_view(self.source.read(index), self.size))
+                kept.append(index)
+            except (BadImage, OSError) as error:
+                bad.append(BadRecord(index, self.source.name(index), str(error)))
+        stacked = np.stack(pixels) if pixels else np.empty((0, 3, self.size, self.size), np.uint8)
+        return EvaluationBatch(torch.from_numpy(stacked), torch.tensor(kept, dtype=torch.int64), tuple(bad))
+
+
+class _Requests(Sampler[Request]):
+    def __init__(self, plan: Plan, first_step: int) -> None:
+        self.plan = plan
+        self.first_step = first_step
+
+    def __iter__(self) -> Iterator[Request]:
+        return self.plan.requests(self.first_step)
+
+
+def training_batches(
+    views: TrainingViews, plan: Plan, *, first_step: int, workers: int, pin_memory: bool
+) -> Iterator[TrainingBatch]:
+    """This process' batches from a step on, without end; epochs follow each other without a pause.
+
+    Raises:
+        RunError: a worker met 50 unreadable images in a row.
+    """
+    loader = DataLoader(
+        views,
+        batch_size=None,
+        sampler=_Requests(plan, first_step),
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_start_worker,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if workers else None,
+    )
+    for batch in loader:
+        if (
+            batch.given_up
+        ):  # told here, because an error that crosses from a worker arrives as a page of traceback
+            last = batch.bad[-1]
+            raise RunError(
+                f"--data: {SUBSTITUTES_TRIED} images in a row could not be read, the last {last.name}: {last.reason}"
+            )
+        yield batch
+
+
+def evaluation_batches(
+    source: Source, indices: NDArray[np.int64], *, size: int, batch_size: int = 128, workers: int = 0
+) -> Iterable[EvaluationBatch]:
+    """The evaluation views of these images, in order."""
+    requests: Sequence[NDArray[np.int64]] = [
+        indices[start : start + batch_size] for start in range(0, len(indices), batch_size)
+    ]
+    return DataLoader(
+        _EvaluationViews(source, size),
+        batch_size=None,
+        sampler=requests,  # pyright: ignore[reportArgumentType]  (a sampler is any iterable of what the data set takes)
+        num_workers=min(workers, len(requests)),
+        collate_fn=_unchanged,
+        worker_init_fn=_start_worker,
+    )
+
+
+def _unchanged(batch: T) -> T:
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    """Ctrl-C reaches the whole process group: the main process alone answers it, and ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed image buffers instead of handing each back to the kernel and faulting it in anew.
+
+    Bare decoding ran about twice as fast with it (docs/performance.md); without glibc nothing happens.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of <malloc.h>
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(mmap_threshold, 2**25)

@@ -1,0 +1,473 @@
+"""Views: an image is cropped on the CPU, then coloured, blurred and flipped on the device with its whole batch.
+
+Imports tinyseed.data.addressed, tinyseed.data.colour, tinyseed.data.decode and tinyseed.shapes.
+
+    crop     random_view, random_views, evaluation_view    encoded bytes → uint8 [3, size, size], in a worker
+    draw     draw_view                                     (seed, epoch, images, view) → what is done to each image
+    render   render, normalise                             uint8 [n, 3, h, w] → float32, on the device
+"""
+
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+from PIL import Image
+from torch import Tensor
+
+from tinyseed.data.addressed import uniforms
+from tinyseed.data.colour import blend_, gaussian_blur, grayscale, shift_hue_
+from tinyseed.data.decode import decode
+from tinyseed.shapes import Images, Pixels
+
+IMAGENET_MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
+IMAGENET_STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+CROP_TRIES = 10
+CROP_DRAWS = 4 * CROP_TRIES
+"""Uniform numbers that a random crop may need: area, ratio, top and left of each try."""
+
+COLOUR_DRAWS = 13
+"""Uniform numbers for the rest of a view: jitter?, 4 factors, 4 for their order, gray?, blur?, sigma, flip?"""
+
+CHUNK_BYTES = 640 * 1024
+"""Float images that one CPU core works through at once; with the temporaries they fit its second-level cache."""
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """The random augmentation; by default that of MoCo v2, which SEED trains with.
+
+    Attributes:
+        crop_scale: least and greatest share of the image's area that a crop covers, in (0, 1].
+        crop_ratio: least and greatest width / height of a crop.
+        brightness, contrast, saturation: a factor is drawn from [max(0, 1 − value), 1 + value].
+        hue: a shift is drawn from [−value, value], in turns of the colour circle; at most 0.5.
+        blur_sigma: least and greatest standard deviation, in pixels of the view.
+
+    Raises:
+        ValueError: a value out of its range.
+
+    Source: Chen et al. 2020, Improved Baselines with Momentum Contrastive Learning, arXiv 2003.04297, and its published
+        settings; Fang et al. 2021 (SEED), section 4.1.
+    """
+
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    jitter_probability: float = 0.8
+    gray_probability: float = 0.2
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_probability: float = 0.5
+    flip_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn."""
+        for name in ("brightness", "contrast", "saturation"):
+            _require(0 <= getattr(self, name) < math.inf, name, self, "at least 0")
+        for name in ("jitter", "gray", "blur", "flip"):
+            _require(0 <= getattr(self, f"{name}_probability") <= 1, f"{name}_probability", self, "in [0, 1]")
+        for name, largest in (("crop_scale", 1.0), ("crop_ratio", math.inf), ("blur_sigma", math.inf)):
+            low, high = getattr(self, name)
+            span = "above 0, the first not above the second" + (", at most 1" if largest == 1 else "")
+            _require(0 < low <= high <= largest and high < math.inf, name, self, span)
+        _require(0 <= self.hue <= 0.5, "hue", self, "in [0, 0.5]")
+
+
+def _require(holds: bool, name: str, settings: ViewSettings, span: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} has to be {span}; got {getattr(settings, name)}")
+
+
+# --------------------------------------------------------------------------------------------------- crop
+
+
+class Box(NamedTuple):
+    """A part of an image in pixels, as Pillow names it."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def crop_box(width: int, height: int, draws: Float64[np.ndarray, " 40"], settings: ViewSettings) -> Box:
+    """Choose the part of an image that a view shows: whole pixels, area and ratio as drawn.
+
+    Ten tries; where none fits into the image, its middle, as large as the ratios allow.
+
+    Source: torchvision's RandomResizedCrop, whose distribution this has.
+    """
+    low, high = settings.crop_scale
+    least, greatest = settings.crop_ratio
+    numbers = iter(draws.tolist())
+    for area, ratio, down, right in zip(numbers, numbers, numbers, numbers, strict=True):
+        pixels = width * height * (low + (high - low) * area)
+        aspect = least * (greatest / least) ** ratio
+        w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(right * (width - w + 1)), int(down * (height - h + 1))
+            return Box(left, top, left + w, top + h)
+    w, h = width, height
+    if width / height < least:
+        h = round(width / least)
+    elif width / height > greatest:
+        w = round(height * greatest)
+    left, top = (width - w) // 2, (height - h) // 2
+    return Box(left, top, left + w, top + h)
+
+
+def random_view(
+    data: bytes, draws: Float64[np.ndarray, " 40"], settings: ViewSettings, size: int
+) -> UInt8[np.ndarray, "3 size size"]:
+    """Decode an image and cut out one random view.
+
+    Args:
+        data: the encoded file.
+        draws: uniform numbers, `CROP_DRAWS` of them.
+        size: side of the view in pixels.
+
+    Raises:
+        BadImage: the image cannot be decoded.
+    """
+    return random_views(data, draws[None], settings, size)[0]
+
+
+def random_views(
+    data: bytes, draws: Float64[np.ndarray, "views 40"], settings: ViewSettings, size: int
+) -> list[UInt8[np.ndarray, "3 size size"]]:
+    """Cut out several random views of one image, decoded once; each is what `random_view` gives.
+
+    A large JPEG is decoded at 1/2, 1/4 or 1/8 where even the crop then has twice the view's size.
+
+    Raises:
+        BadImage: the image cannot be decoded.
+    """
+    full = _jpeg_size(data)
+    decoded: dict[int, Image.Image] = {}
+    views = []
+    for numbers in draws:
+        scale = 1 if full is None else _draft_scale(full, numbers, settings, size)
+        if scale not in decoded:
+            decoded[scale] = decode(data, draft_size=min(full) // scale if full and scale > 1 else None)
+        image = decoded[scale]
+        if full is None or scale == 1:
+            box = crop_box(*image.size, numbers, settings)
+            part = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
+        else:
+            box = _scaled(crop_box(*_turned_like(image, full), numbers, settings), image, full)
+            part = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        views.append(_planes(part))
+    return views
+
+
+def evaluation_view(data: bytes, size: int) -> UInt8[np.ndarray, "3 size size"]:
+    """Decode an image, bring its short side to 256/224 of the size and cut out the middle.
+
+    Bilinear with antialiasing, as torchvision's Resize and CenterCrop on a Pillow image. A JPEG of at least four times the
+    size is decoded at 1/2, 1/4 or 1/8.
+
+    Raises:
+        BadImage: the image cannot be decoded.
+    """
+    short = int(size * 256 / 224)
+    image = decode(data, draft_size=2 * short)
+    width, height = image.size
+    resized = (
+        (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+    )
+    left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
+    across, down = width / resized[0], height / resized[1]
+    box = Box(left * across, top * down, min(width, (left + size) * across), min(height, (top + size) * down))
+    return _planes(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+def _planes(image: Image.Image) -> UInt8[np.ndarray, "3 h w"]:
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height as a JPEG's header tells them, before EXIF turns the image; None where this is none."""
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    position = 2
+    while position + 9 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header, not a table
+            height, width = struct.unpack_from(">HH", data, position + 5)
+            return (width, height) if width and height else None
+        filler = marker == 0xFF
+        position += 1 if filler else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return None
+
+
+def _draft_scale(
+    full: tuple[int, int], draws: Float64[np.ndarray, " 40"], settings: ViewSettings, size: int
+) -> int:
+    """How much smaller a JPEG may be decoded; whether EXIF swaps its sides is not known yet, so for the worse case."""
+    if min(full) < 4 * size:
+        return 1
+    boxes = (crop_box(*full, draws, settings), crop_box(full[1], full[0], draws, settings))
+    side = min(min(box.right - box.left, box.bottom - box.top) for box in boxes)
+    return next((scale for scale in (8, 4, 2) if side >= 2 * size * scale), 1)
+
+
+def _turned_like(image: Image.Image, full: tuple[int, int]) -> tuple[int, int]:
+    """The full size, its sides swapped where the decoded image's are."""
+    same = (image.width >= image.height) == (full[0] >= full[1])
+    return full if same else (full[1], full[0])
+
+
+def _scaled(box: Box, image: Image.Image, full: tuple[int, int]) -> Box:
+    width, height = _turned_like(image, full)
+    across, down = image.width / width, image.height / height
+    right, bottom = min(image.width, box.right * across), min(image.height, box.bottom * down)
+    return Box(box.left * across, box.top * down, right, bottom)
+
+
+# --------------------------------------------------------------------------------------------------- draw
+
+
+class Drawn(NamedTuple):
+    """What was drawn for each image, in the order of the batch.
+
+    Attributes:
+        jitter: whether the colours change at all.
+        factors: of brightness, contrast and saturation; the fourth is the hue's shift in turns.
+        order: these four (0 to 3) in the order in which they are applied.
+        gray, flip: whether.
+        sigma: of the blur in pixels, 0 for none.
+    """
+
+    jitter: Bool[np.ndarray, " n"]
+    factors: Float64[np.ndarray, "n 4"]
+    order: Int64[np.ndarray, "n 4"]
+    gray: Bool[np.ndarray, " n"]
+    sigma: Float64[np.ndarray, " n"]
+    flip: Bool[np.ndarray, " n"]
+
+
+Span = tuple[int, int]
+"""From the first row to before the second."""
+
+
+class Group(NamedTuple):
+    """Neighbouring rows of the sorted batch that take the same path.
+
+    `hue_step` says which of the four steps of the jitter turns the hue; None: no jitter. `flips`, `gray` and `blur` are
+    the spans of rows to which that happens; the first are two.
+    """
+
+    start: int
+    stop: int
+    hue_step: int | None
+    flips: tuple[Span, Span]
+    gray: Span
+    blur: Span
+
+
+@dataclass(frozen=True)
+class ViewDraws:
+    """What `render` does to each image of a batch, sorted so that images with the same path are neighbours.
+
+    Attributes:
+        rows: for each row of the sorted batch the image's place in the batch.
+        numbers: for each row 3 blend factors, 3 weights of its own gray, 3 of its mean gray, the hue's turns, the
+            blur's sigma.
+        groups: the rows that take the same path.
+        blur_radius: in pixels.
+        wide_hue: whether a hue may turn by more than 1/6.
+    """
+
+    rows: Int64[Tensor, " n"]
+    numbers: Float32[Tensor, "11 n"]
+    groups: tuple[Group, ...]
+    blur_radius: int
+    wide_hue: bool
+
+    def to(self, device: torch.device | str) -> "ViewDraws":
+        """Move the tensors to a device."""
+        rows, numbers = (tensor.to(device, non_blocking=True) for tensor in (self.rows, self.numbers))
+        return replace(self, rows=rows, numbers=numbers)
+
+
+def drawn(
+    settings: ViewSettings, seed: int, epoch: int, indices: Int64[np.ndarray, " n"], view: int
+) -> Drawn:
+    """Draw one view of each image: a pure function of (seed, epoch, index, view).
+
+    Source: torchvision's ColorJitter, RandomGrayscale and RandomHorizontalFlip, whose distributions these have.
+    """
+    numbers = uniforms(seed, epoch, indices, f"colour-{view}", COLOUR_DRAWS)
+    reach = np.array([settings.brightness, settings.contrast, settings.saturation])
+    low = np.maximum(0, 1 - reach)
+    factors = low + (1 + reach - low) * numbers[:, 1:4]
+    turns = settings.hue * (2 * numbers[:, 4:5] - 1)
+    least, greatest = settings.blur_sigma
+    sigma = least + (greatest - least) * numbers[:, 11]
+    return Drawn(
+        jitter=numbers[:, 0] < settings.jitter_probability,
+        factors=np.concatenate((factors, turns), 1),
+        order=np.argsort(numbers[:, 5:9], 1),
+        gray=numbers[:, 9] < settings.gray_probability,
+        sigma=np.where(numbers[:, 10] < settings.blur_probability, sigma, 0),
+        flip=numbers[:, 12] < settings.flip_probability,
+    )
+
+
+def draw_view(
+    settings: ViewSettings, seed: int, epoch: int, indices: Int64[np.ndarray, " n"], view: int
+) -> ViewDraws:
+    """Draw one view of each image and plan its rendering, on the CPU.
+
+    Args:
+        settings: the augmentation.
+        seed: the run's seed, from 0.
+        epoch: from 0.
+        indices: positions of the images in their source.
+        view: 0 for the first or only view of an image, 1 for the second.
+
+    Raises:
+        ValueError: the seed or the epoch is negative.
+    """
+    return plan(drawn(settings, seed, epoch, indices, view), settings)
+
+
+_FINISHES = np.array([[[0, 1], [7, 6]], [[3, 2], [4, 5]]])
+"""The order, in a group, of what follows the jitter: [gray, blur, flip]. The gray ones are one span, the blurred one, the
+flipped two."""
+
+
+def plan(draws: Drawn, settings: ViewSettings) -> ViewDraws:
+    """Sort a batch by what is done to its images."""
+    hue_step = np.where(draws.jitter, (draws.order == 3).argmax(1), 4)
+    path = (
+        8 * hue_step
+        + _FINISHES[draws.gray.astype(int), (draws.sigma > 0).astype(int), draws.flip.astype(int)]
+    )
+    images = np.argsort(path, kind="stable")
+    starts = np.concatenate(([0], np.cumsum(np.bincount(path, minlength=40)))).tolist()
+    groups = []
+    for step in range(5):
+        at = starts[8 * step : 8 * step + 9]
+        flips = ((at[1], at[3]), (at[5], at[7]))
+        groups.append(
+            Group(at[0], at[8], step if step < 4 else None, flips, gray=(at[2], at[6]), blur=(at[4], at[8]))
+        )
+    blends = draws.order[draws.order != 3].reshape(-1, 3)
+    factors = np.take_along_axis(draws.factors, blends, 1)
+    turns, sigma = draws.factors[:, 3:], draws.sigma[:, None]
+    numbers = np.concatenate((factors, blends == 2, blends == 1, turns, sigma), 1)[images]
+    return ViewDraws(
+        rows=torch.from_numpy(images),
+        numbers=torch.from_numpy(np.ascontiguousarray(numbers.T, np.float32)),
+        groups=tuple(group for group in groups if group.start < group.stop),
+        blur_radius=math.ceil(4 * settings.blur_sigma[1]),
+        wide_hue=settings.hue > 1 / 6,
+    )
+
+
+# ------------------------------------------------------------------------------------------------- render
+
+
+def render(pixels: Pixels, draws: ViewDraws, out: Images | None = None) -> Images:
+    """Jitter, gray, blur and mirror each image of a batch as drawn for it.
+
+    Only images whose draw says so are touched. On CUDA nothing waits for the device.
+
+    Args:
+        pixels: cropped images, [n, 3, h, w].
+        draws: of the same batch, on the same device.
+        out: float32, overwritten; spares the memory's allocation.
+
+    Returns:
+        float32 in [0, 1], [n, 3, h, w].
+
+    Raises:
+        ValueError: the draws are for another number of images.
+    """
+    if len(draws.rows) != len(pixels):
+        raise ValueError(f"draws for {len(draws.rows)} images, but a batch of {len(pixels)}")
+    result = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device) if out is None else out
+    with torch.autocast(pixels.device.type, enabled=False):
+        for group in draws.groups:
+            for chunk in _chunks(group, _rows_at_once(pixels)):
+                rows = draws.rows[chunk.start : chunk.stop]
+                images = pixels.index_select(0, rows)
+                for span in chunk.flips:
+                    part = _part(images, chunk, span)
+                    part.copy_(part.flip(3))
+                images = images.to(torch.float32).mul_(1 / 255)
+                _render_chunk_(images, chunk, draws)
+                result.index_copy_(0, rows, images)
+    return result
+
+
+def _render_chunk_(images: Images, chunk: Group, draws: ViewDraws) -> None:
+    numbers = draws.numbers[:, chunk.start : chunk.stop].unbind()
+    if chunk.hue_step is not None:
+        blends = iter(range(3))
+        for step in range(4):
+            if step == chunk.hue_step:
+                shift_hue_(images, numbers[9], wide=draws.wide_hue)
+            else:
+                blend_(images, *numbers[next(blends) : 9 : 3])
+    gray, blur = _part(images, chunk, chunk.gray), _part(images, chunk, chunk.blur)
+    if len(gray):
+        gray.copy_(grayscale(gray).unsqueeze(1))
+    if len(blur):
+        sigma = _part(numbers[10], chunk, chunk.blur)
+        blur.copy_(gaussian_blur(blur, sigma, draws.blur_radius))
+
+
+def _part(values: Tensor, chunk: Group, span: Span) -> Tensor:
+    """The rows of a span that lie in a chunk; there may be none."""
+    return values[span[0] - chunk.start : span[1] - chunk.start]
+
+
+def _chunks(group: Group, rows: int) -> Iterator[Group]:
+    """Cut a group into even parts of at most so many rows."""
+    parts = -(-(group.stop - group.start) // rows)
+    edges = [group.start + (group.stop - group.start) * part // parts for part in range(parts + 1)]
+    for start, stop in pairwise(edges):
+
+        def within(span: Span, start: int = start, stop: int = stop) -> Span:
+            return min(max(span[0], start), stop), min(max(span[1], start), stop)
+
+        first, second = group.flips
+        flips = (within(first), within(second))
+        yield Group(start, stop, group.hue_step, flips, within(group.gray), within(group.blur))
+
+
+def _rows_at_once(pixels: Pixels) -> int:
+    if pixels.device.type != "cpu":
+        return len(pixels)
+    return max(1, CHUNK_BYTES * torch.get_num_threads() // (4 * pixels[0].numel()))
+
+
+def normalise(
+    images: Images,
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+    out: Images | None = None,
+) -> Images:
+    """Subtract each channel's mean and divide by its standard deviation; `out` may be `images` itself."""
+    shift, scale = _per_channel(mean, std, images.device)
+    return torch.sub(images, shift, out=out).mul_(scale)
+
+
+@lru_cache(maxsize=32)
+def _per_channel(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    shift = torch.tensor(mean, dtype=torch.float32, device=device)[:, None, None]
+    return shift, 1 / torch.tensor(std, dtype=torch.float32, device=device)[:, None, None]

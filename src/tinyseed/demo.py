@@ -1,0 +1,247 @@
+"""`tinyseed demo`: the whole way in a few minutes, on photos that come with the package. Imports api and below.
+
+A teacher learns by itself; a student of at most a quarter of its size learns from it; the same student learns alone for
+the same time. They are compared on test photos that nothing was trained or tuned on.
+"""
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tinyseed import api
+from tinyseed.assets import clothing
+from tinyseed.data.decode import decode
+from tinyseed.data.sources import Source, open_source
+from tinyseed.engine.config import DistillConfig, PretrainMoCoConfig, RunConfig
+from tinyseed.engine.progress import duration
+from tinyseed.engine.run_folder import RunFolder
+from tinyseed.errors import InputError
+from tinyseed.evaluation.command import Photos, embed_photos
+from tinyseed.evaluation.health import neighbour_agreement
+from tinyseed.evaluation.knn import knn
+from tinyseed.models.encoder import Encoder
+from tinyseed.models.teacher import load_model
+from tinyseed.picture import Neighbour, Query, draw_neighbours
+
+TEACHER = "resnet18"
+STUDENT = "mobilenetv3_small_050"
+IMAGE_SIZE = 64
+NEIGHBOURS = 10
+SHARES = {"teacher": 0.5, "distilled": 0.25, "alone": 0.25}
+QUERIES, SHOWN = 6, 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """`tinyseed demo`: where to, and for how long."""
+
+    out: Path = Path("tinyseed-demo")
+    """Folder for the three runs, the table and the picture; what is finished there is reused."""
+    minutes: float = 6.5
+    """Training time in all: half for the teacher, a quarter each for the student distilled and alone."""
+    seed: int = 0
+    """Seed of every random choice."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the demo's table; shares in per cent, on the test photos."""
+
+    model: str
+    backbone: str
+    parameters: int
+    knn_top1: float
+    neighbour_agreement: float
+    minutes: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A model, and how it sees the training and the test photos."""
+
+    encoder: Encoder
+    train: Photos
+    test: Photos
+
+
+def demo(config: DemoConfig) -> list[Row]:
+    """Train teacher, student and the student alone; print the table, write table.json and neighbours.png.
+
+    Raises:
+        InputError: `--out` holds something else, or the time is none.
+        Stopped: asked to stop; the same command goes on from there.
+    """
+    if not 0.05 <= config.minutes <= 24 * 60:
+        raise InputError("--minutes", config.minutes, "give a number of at least 0.05 and at most 1440")
+    console, began = Console(highlight=False), time.monotonic()
+    for number, (title, run) in enumerate(stages(config), start=1):
+        console.print(f"[bold]{number}/3[/bold]  {title}  [dim]→ {run.out}[/dim]", soft_wrap=True)
+        train_unless_done(run, console)
+    models = {name: look(encoder) for name, encoder in encoders(config).items()}
+    rows = [measure(name, seen, models["teacher"], config) for name, seen in models.items()]
+    picture = draw(config, models)
+    table = [dataclasses.asdict(row) for row in rows]
+    (config.out / "table.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    show(console, rows)
+    console.print(
+        f"picture {picture}   reports {config.out}/*/report.html   {duration(time.monotonic() - began)}"
+    )
+    return rows
+
+
+def stages(config: DemoConfig) -> list[tuple[str, RunConfig]]:
+    """The three runs. Settings were chosen on a held-out part of the training photos, never on the test photos."""
+    common = {
+        "data": (str(clothing("train")),),
+        "image_size": IMAGE_SIZE,
+        "batch_size": 128,
+        "seed": config.seed,
+        "evaluate_every": 10_000,
+        "validation_images": 400,
+    }
+    minutes = {name: config.minutes * share for name, share in SHARES.items()}
+    alone = {"queue_size": 1024, "encoder_momentum": 0.99, "lr": 0.12}
+    teacher = PretrainMoCoConfig(
+        backbone=TEACHER, out=config.out / "teacher", max_minutes=minutes["teacher"], **common, **alone
+    )
+    distilled = DistillConfig(
+        teacher=str(config.out / "teacher"),
+        student=STUDENT,
+        out=config.out / "distilled",
+        max_minutes=minutes["distilled"],
+        lr=0.12,
+        **common,
+    )
+    student_alone = PretrainMoCoConfig(
+        backbone=STUDENT, out=config.out / "alone", max_minutes=minutes["alone"], **common, **alone
+    )
+    return [
+        (f"the teacher, {TEACHER}, learns by itself (MoCo-v2)", teacher),
+        (f"the student, {STUDENT}, learns from the teacher (SEED)", distilled),
+        ("the same student learns alone for the same time (MoCo-v2)", student_alone),
+    ]
+
+
+def train_unless_done(run: RunConfig, console: Console) -> None:
+    """A stage that an earlier demo finished is reused, one that it began is resumed."""
+    folder = RunFolder(run.out)
+    if folder.summary.exists():
+        console.print(f"     finished before: {run.out}")
+        return
+    api.run(dataclasses.replace(run, resume=folder.config.exists()))
+
+
+def encoders(config: DemoConfig) -> dict[str, Encoder]:
+    """The table's four models, weakest first."""
+    return {
+        "random": load_model(f"random:{STUDENT}", seed=config.seed),
+        "alone": load_model(str(config.out / "alone")),
+        "distilled": load_model(str(config.out / "distilled")),
+        "teacher": load_model(str(config.out / "teacher")),
+    }
+
+
+def look(encoder: Encoder) -> Seen:
+    """Embed all photos."""
+    train, test = (
+        embed_photos(encoder, open_source([str(clothing(split))]), IMAGE_SIZE) for split in ("train", "test")
+    )
+    return Seen(encoder, train, test)
+
+
+def measure(name: str, seen: Seen, teacher: Seen, config: DemoConfig) -> Row:
+    """A model's line of the table."""
+    (result,) = knn(
+        seen.train.features, seen.train.labels, seen.test.features, seen.test.labels, k=(NEIGHBOURS,)
+    )
+    backbone = seen.encoder.backbone
+    return Row(
+        model=name,
+        backbone=backbone.name,
+        parameters=sum(parameter.numel() for parameter in backbone.parameters()),
+        knn_top1=100 * result.top1,
+        neighbour_agreement=100 * neighbour_agreement(teacher.test.features, seen.test.features, NEIGHBOURS),
+        minutes=config.minutes * SHARES.get(name, 0.0),
+    )
+
+
+def show(console: Console, rows: list[Row]) -> None:
+    """Print the table, and what it says."""
+    table = Table(
+        title=f"{NEIGHBOURS}-NN on {len(open_source([str(clothing('test'))])):,} test photos of 17 classes"
+    )
+    for column in ("model", "backbone", "parameters", "k-NN top-1", "neighbours as the teacher's", "trained"):
+        table.add_column(column, justify="left" if column in ("model", "backbone") else "right")
+    for row in rows:
+        figures = (
+            f"{row.parameters / 1e6:.2f} M",
+            f"{row.knn_top1:.1f} %",
+            f"{row.neighbour_agreement:.1f} %",
+        )
+        table.add_row(row.model, row.backbone, *figures, duration(60 * row.minutes) if row.minutes else "—")
+    console.print(table)
+    console.print(verdict(rows))
+
+
+def verdict(rows: list[Row]) -> str:
+    """The table in a sentence, whichever way it went."""
+    by_name = {row.model: row for row in rows}
+    distilled, alone, random, teacher = (
+        by_name[name] for name in ("distilled", "alone", "random", "teacher")
+    )
+    smaller = teacher.parameters / distilled.parameters
+    error = 100 * (distilled.knn_top1 * (100 - distilled.knn_top1)) ** 0.5 / 100 / len_test() ** 0.5
+    return (
+        f"The student is {smaller:.0f} times smaller than its teacher and reaches "
+        f"{100 * distilled.knn_top1 / teacher.knn_top1:.0f} % of its k-NN accuracy: "
+        f"{distilled.knn_top1 - alone.knn_top1:+.1f} points against learning alone, "
+        f"{distilled.knn_top1 - random.knn_top1:+.1f} against no training (standard error of a figure: {error:.1f})."
+    )
+
+
+def len_test() -> int:
+    """How many test photos there are."""
+    return len(open_source([str(clothing("test"))]))
+
+
+def draw(config: DemoConfig, models: dict[str, Seen]) -> Path:
+    """The neighbours of a few test photos by teacher, student and random net.
+
+    The photos are the first of each of the six largest classes of the training part, so nobody picked them.
+    """
+    train, test = open_source([str(clothing("train"))]), open_source([str(clothing("test"))])
+    shown = ("teacher", "distilled", "random")
+    labels = models["teacher"].test.labels.numpy()
+    frequent = np.argsort(-np.bincount(models["teacher"].train.labels.numpy()), kind="stable")[:QUERIES]
+    chosen = [int(np.flatnonzero(labels == label)[0]) for label in frequent]
+    queries = [_query(place, [models[name] for name in shown], train, test) for place in chosen]
+    path = config.out / "neighbours.png"
+    caption = f"Nearest of {len(train):,} training photos. Green: same class. The first test photo of each large class, not picked."
+    titles = ["teacher", "student, distilled", "student, random weights"]
+    draw_neighbours(path, titles, queries, caption)
+    return path
+
+
+def _query(place: int, models: list[Seen], train: Source, test: Source) -> Query:
+    label = int(models[0].test.labels[place])
+    found = []
+    for seen in models:
+        unit = torch.nn.functional.normalize(seen.train.features, dim=1)
+        nearest = (unit @ torch.nn.functional.normalize(seen.test.features[place], dim=0)).topk(SHOWN).indices
+        found.append(
+            [
+                Neighbour(
+                    decode(train.read(int(seen.train.indices[index]))), int(seen.train.labels[index]) == label
+                )
+                for index in nearest.tolist()
+            ]
+        )
+    photo = decode(test.read(int(models[0].test.indices[place])))
+    return Query(photo, test.classes[label], found)

@@ -1,0 +1,1 @@
+"""The only training loop. May import methods, evaluate and below."""

@@ -1,0 +1,145 @@
+"""From settings to what a run is made of: data, method, optimizer, schedule. Imports every room below."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyseed.data.loader import Plan, TrainingViews
+from tinyseed.data.sources import Source, open_source
+from tinyseed.data.split import held_out_split, sample
+from tinyseed.data.views import ViewSettings
+from tinyseed.engine.config import DistillConfig, PretrainMoCoConfig, RunConfig, TrainConfig
+from tinyseed.engine.optim import peak_lr
+from tinyseed.engine.run_folder import RunFolder, settled
+from tinyseed.engine.runtime import Runtime, worker_count
+from tinyseed.engine.schedule import Schedule
+from tinyseed.errors import InputError
+from tinyseed.methods.method import Method
+from tinyseed.methods.moco import MoCo
+from tinyseed.methods.seed import Seed
+from tinyseed.models.backbones import build_backbone
+from tinyseed.models.encoder import Encoder, build_projector
+from tinyseed.models.teacher import Teacher, load_teacher
+from tinyseed.objectives.queue import Queue, auto_queue_size
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Which images a run learns from and which it is watched on.
+
+    Attributes:
+        training: positions in `source` that are trained on.
+        held_out: positions in `held_out_source` that are evaluated.
+        bank: positions in `source` that k-NN searches.
+    """
+
+    source: Source
+    training: NDArray[np.int64]
+    held_out_source: Source
+    held_out: NDArray[np.int64]
+    bank: NDArray[np.int64]
+
+
+def open_data(config: TrainConfig) -> RunData:
+    """Find the images of a run.
+
+    Raises:
+        InputError: a path is wrong, or there are fewer images than a batch takes.
+    """
+    source = open_source(config.data, field="--data")
+    if config.val_data:
+        held_out_source = open_source(config.val_data, field="--val-data")
+        training, held_out = np.arange(len(source)), np.arange(len(held_out_source))
+    else:
+        held_out_source = source
+        training, held_out = held_out_split(len(source), config.seed)
+    if len(training) < config.batch_size:
+        raise InputError(
+            "--batch-size",
+            config.batch_size,
+            f"there are only {len(training)} training images; give a smaller batch or more images",
+        )
+    return RunData(
+        source,
+        training,
+        held_out_source,
+        sample(held_out, config.validation_images, config.seed, "validation"),
+        sample(training, 4 * config.validation_images, config.seed, "bank"),
+    )
+
+
+def settle(config: RunConfig, folder: RunFolder, data: RunData, runtime: Runtime) -> RunConfig:
+    """Replace each "auto" by what it comes to; a resumed run keeps what it began with."""
+    before = settled(folder, "queue_size")
+    queue_size = config.queue_size
+    if queue_size == "auto":
+        queue_size = auto_queue_size(len(data.training)) if before is None else before
+    return dataclasses.replace(
+        config,
+        queue_size=queue_size,
+        precision=runtime.precision,
+        workers=worker_count(config.workers, runtime.device.type == "cuda"),
+    )
+
+
+def build_plan(config: TrainConfig, data: RunData, runtime: Runtime) -> Plan:
+    """Who is in which batch."""
+    return Plan(
+        images=data.training,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        micro_batches=config.accumulate,
+        rank=runtime.group.rank,
+        processes=runtime.group.size,
+    )
+
+
+def build_views(config: TrainConfig, data: RunData, views: int) -> TrainingViews:
+    """How an image becomes views: the MoCo-v2 augmentation."""
+    return TrainingViews(data.source, ViewSettings(), config.image_size, views, config.seed, data.training)
+
+
+def build_schedule(config: TrainConfig, plan: Plan) -> Schedule:
+    """Learning rate over the run."""
+    warmup = None if config.warmup_epochs == "auto" else config.warmup_epochs
+    return Schedule(peak_lr(config), plan.steps_per_epoch, config.epochs, warmup, config.max_minutes)
+
+
+def build_teacher(config: RunConfig) -> Teacher | None:
+    """The frozen teacher of a run that has one."""
+    match config:
+        case DistillConfig():
+            return load_teacher(
+                config.teacher,
+                weights=config.teacher_weights,
+                small_stem=config.small_stem and config.teacher_weights == "random",
+                image_size=config.image_size,
+                seed=config.seed,
+                field="--teacher",
+            )
+        case PretrainMoCoConfig():
+            return None
+
+
+def build_method(config: RunConfig, teacher: Teacher | None, runtime: Runtime) -> Method:
+    """The closed choice of methods."""
+    assert config.queue_size != "auto", "settle() comes first"
+    match config:
+        case DistillConfig():
+            assert teacher is not None
+            student = build_encoder(config, config.student, teacher.dim, field="--student")
+            return Seed(config, student, teacher, Queue(config.queue_size, teacher.dim), runtime.group)
+        case PretrainMoCoConfig():
+            encoder = build_encoder(config, config.backbone, config.dim, field="--backbone")
+            return MoCo(config, encoder, Queue(config.queue_size, config.dim), config.seed, runtime.group)
+
+
+def build_encoder(config: RunConfig, name: str, dim: int, field: str) -> Encoder:
+    """A trunk with fresh weights and a head onto `dim`; the same weights for the same seed."""
+    backbone = build_backbone(
+        name, small_stem=config.small_stem, image_size=config.image_size, seed=config.seed, field=field
+    )
+    hidden = None if config.projector_hidden == "auto" else config.projector_hidden
+    return Encoder(backbone, build_projector(config.projector, backbone.width, dim, hidden, seed=config.seed))

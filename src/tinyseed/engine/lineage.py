@@ -1,0 +1,58 @@
+"""Where a model comes from: data, teacher, settings, software and hardware. Imports the run's parts."""
+
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from tinyseed.engine.build import RunData
+from tinyseed.engine.config import RunConfig, verb
+from tinyseed.models.teacher import Teacher
+
+PACKAGES = ("tinyseed", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow")
+
+
+def lineage(config: RunConfig, data: RunData, teacher: Teacher | None) -> dict[str, Any]:
+    """What lineage.json holds: enough to make the run again, and to know the files it was made from."""
+    described: dict[str, Any] = {
+        "command": ["tinyseed", *sys.argv[1:]],
+        "method": verb(config),
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+        "data": {
+            "given": list(config.data),
+            "fingerprint": data.source.fingerprint,
+            "images": len(data.source),
+            "trained_on": len(data.training),
+            "held_out": "10 % of the data" if not config.val_data else list(config.val_data),
+            "held_out_fingerprint": data.held_out_source.fingerprint,
+        },
+        "software": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "hardware": {"processor": _processor(), "threads": torch.get_num_threads(), "gpus": _gpus()},
+    }
+    if teacher is not None:
+        described["teacher"] = {
+            "given": teacher.spec,
+            "digest": teacher.digest,
+            "parameters": teacher.parameters_count,
+            "dim": teacher.dim,
+        }
+    return described
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return str(capabilities.get("cpu_name") or platform.processor() or platform.machine())
+
+
+def _gpus() -> list[str]:
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

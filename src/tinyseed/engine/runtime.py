@@ -1,0 +1,171 @@
+"""Devices, processes and precision, through Lightning Fabric. Imports the run's settings and the methods' Group."""
+
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
+from lightning_fabric.plugins.precision import Precision
+from lightning_fabric.strategies.ddp import DDPStrategy
+from torch import Tensor
+
+from tinyseed.engine.config import TrainConfig
+from tinyseed.errors import InputError
+from tinyseed.methods.method import Alone, Group
+
+PrecisionName = Literal["32", "bf16", "16"]
+
+
+class Processes:
+    """A group of processes that torch.distributed joins."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank = rank
+        self.size = size
+
+    @torch.no_grad()
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Join each process' tensor along the first axis, in order of rank."""
+        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.size)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where a run computes.
+
+    Attributes:
+        precision: as resolved, never "auto".
+        plugin: Fabric's precision plugin; its state (the loss scale of float16) belongs into checkpoints.
+    """
+
+    fabric: Fabric
+    plugin: Precision
+    precision: PrecisionName
+    group: Group
+
+    @property
+    def device(self) -> torch.device:
+        """This process' device."""
+        return self.fabric.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks."""
+        return self.group.rank == 0
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision's context, for networks that Fabric did not wrap."""
+        return self.fabric.autocast()
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """What autocast computes in; None for float32."""
+        return {"bf16": torch.bfloat16, "16": torch.float16, "32": None}[self.precision]
+
+    def any(self, flag: int) -> int:
+        """The largest flag of all processes: all of them stop when one is asked to."""
+        if self.group.size == 1:
+            return flag
+        return int(self.group.gather(torch.tensor([flag], device=self.device)).max())
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        self.fabric.barrier()
+
+
+def start(config: TrainConfig) -> Runtime:
+    """Join or launch the processes of a run.
+
+    Raises:
+        InputError: more devices than there are, or a batch that they cannot share evenly.
+    """
+    on_gpu = torch.cuda.is_available()
+    devices, nodes = _devices(config, on_gpu)
+    share = devices * nodes * config.accumulate
+    if config.batch_size % share:
+        raise InputError(
+            "--batch-size",
+            config.batch_size,
+            f"has to be a multiple of {share} (devices × nodes × --accumulate)",
+        )
+    precision = resolve_precision(config.precision, on_gpu)
+    plugin = _plugin(precision, "cuda" if on_gpu else "cpu")
+    parallel = devices * nodes > 1
+    # Buffers are not broadcast: each process keeps its own batch norm statistics, and queues are gathered instead.
+    strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if parallel else "auto"
+    fabric = Fabric(
+        accelerator="cuda" if on_gpu else "cpu",
+        devices=devices,
+        num_nodes=nodes,
+        strategy=strategy,
+        plugins=[plugin],
+    )
+    fabric.launch()
+    if on_gpu:
+        torch.set_float32_matmul_precision("high")
+    group = Processes(fabric.global_rank, fabric.world_size) if parallel else Alone()
+    return Runtime(fabric, plugin, precision, group)
+
+
+def _devices(config: TrainConfig, on_gpu: bool) -> tuple[int, int]:
+    """Devices a node, and nodes; under torchrun its own numbers."""
+    if "LOCAL_WORLD_SIZE" in os.environ and "WORLD_SIZE" in os.environ:
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        return local, int(os.environ["WORLD_SIZE"]) // local
+    if config.devices == "auto":
+        return (torch.cuda.device_count() if on_gpu else 1), config.nodes
+    devices = int(config.devices)
+    if on_gpu and devices > torch.cuda.device_count():
+        raise InputError("--devices", devices, f"this machine has {torch.cuda.device_count()}")
+    return devices, config.nodes
+
+
+def resolve_precision(wanted: str, on_gpu: bool) -> PrecisionName:
+    """bf16 where the hardware multiplies it natively, else float32.
+
+    Raises:
+        InputError: float16 without a GPU.
+    """
+    match wanted:
+        case "32" | "bf16":
+            return wanted
+        case "16":
+            if not on_gpu:
+                raise InputError("--precision", 16, "float16 needs a GPU; give bf16 or 32")
+            return "16"
+        case _:
+            native = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _cpu_has_bf16()
+            return "bf16" if native else "32"
+
+
+def _cpu_has_bf16() -> bool:
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
+    if capabilities:
+        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def _plugin(precision: PrecisionName, device: str) -> Precision:
+    match precision:
+        case "bf16":
+            return MixedPrecision("bf16-mixed", device)
+        case "16":
+            return MixedPrecision("16-mixed", device)
+        case "32":
+            return Precision()
+
+
+def worker_count(wanted: int | Literal["auto"], on_gpu: bool) -> int:
+    """Decoding processes a device: with a GPU up to 16, without one a single helper beside the networks."""
+    if wanted != "auto":
+        return wanted
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not on_gpu:
+        return 0 if cores == 1 else max(1, cores // 4)
+    return max(1, min(16, cores // max(1, torch.cuda.device_count()) - 1))

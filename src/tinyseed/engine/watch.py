@@ -1,0 +1,164 @@
+"""Is the run learning? Evaluations on held-out images while it trains. Imports evaluation and below.
+
+Teacher and student are measured by the same code on the same images.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tinyseed.data.loader import EvaluationBatch, evaluation_batches
+from tinyseed.data.sources import Source, labels_as
+from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD
+from tinyseed.engine.build import RunData
+from tinyseed.engine.config import TrainConfig
+from tinyseed.engine.quarantine import Quarantine
+from tinyseed.engine.run_folder import Figures
+from tinyseed.engine.runtime import Runtime
+from tinyseed.evaluation.features import BankKey, FeatureBank, cached, embed, evaluating
+from tinyseed.evaluation.health import effective_rank, neighbour_agreement
+from tinyseed.evaluation.knn import knn
+from tinyseed.methods.method import Method
+from tinyseed.methods.seed import Seed
+from tinyseed.models.teacher import Teacher
+from tinyseed.objectives.seed import target_entropy
+from tinyseed.shapes import Embeddings, Features, Images
+
+KNN_NEIGHBOURS = 10
+FEWEST_HELD_OUT = 3
+"""With fewer held-out images there are no neighbours to speak of."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Something to measure: a function from normalised images to features, and its normalisation.
+
+    A digest says that it is frozen, and which it is: then its features are kept in the cache.
+    """
+
+    features: Callable[[Images], Features]
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    digest: str | None = None
+
+
+@dataclass(frozen=True)
+class TeacherView:
+    """How the teacher sees the held-out images; taken once, since it is frozen."""
+
+    features: Features
+    rows: Embeddings
+    figures: dict[str, float]
+
+
+class Watch:
+    """Measures an encoder on held-out images, beside the teacher."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: RunData,
+        runtime: Runtime,
+        quarantine: Quarantine,
+        teacher: Teacher | None,
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.runtime = runtime
+        self.quarantine = quarantine
+        self.held_out_labels = labels_as(data.held_out_source, data.source.classes)
+        self.possible = len(data.held_out) >= FEWEST_HELD_OUT
+        self.teacher = self._measure_teacher(teacher) if teacher is not None and self.possible else None
+
+    def measure(self, method: Method) -> Figures:
+        """k-NN, neighbour agreement, effective rank and target entropy of the trained network as it is now.
+
+        k-NN figures are in per cent, agreement and ratio are shares. Nothing where too few images are held out.
+        """
+        encoder = method.module
+        if not self.possible:
+            return {}
+        with evaluating(encoder):
+            student = Network(encoder.features)
+            held_out = self._embed_held_out(student)
+            top1 = self._knn(student, held_out)
+        figures: Figures = {} if top1 is None else {"knn_top1": top1}
+        figures["effective_rank"] = effective_rank(held_out.features)
+        if self.teacher is not None:
+            figures |= self.teacher.figures
+            figures["neighbour_agreement"] = neighbour_agreement(self.teacher.features, held_out.features)
+            if top1 is not None and self.teacher.figures.get("knn_top1_teacher"):
+                figures["knn_ratio"] = top1 / self.teacher.figures["knn_top1_teacher"]
+        if isinstance(method, Seed) and self.teacher is not None:
+            figures["target_entropy"] = _mean_target_entropy(method, self.teacher.rows)
+        return figures
+
+    def _measure_teacher(self, teacher: Teacher) -> TeacherView:
+        network = Network(teacher.features, teacher.mean, teacher.std, f"{teacher.digest}-features")
+        held_out = self._embed_held_out(network)
+        rows = self._embed_held_out(Network(teacher, teacher.mean, teacher.std, f"{teacher.digest}-rows"))
+        figures = {"effective_rank_teacher": effective_rank(held_out.features)}
+        top1 = self._knn(network, held_out)
+        if top1 is not None:
+            figures["knn_top1_teacher"] = top1
+        return TeacherView(held_out.features, rows.features, figures)
+
+    def _embed_held_out(self, network: Network) -> FeatureBank:
+        return self._embed(network, self.data.held_out_source, self.data.held_out)
+
+    def _embed(self, network: Network, source: Source, indices: NDArray[np.int64]) -> FeatureBank:
+        if network.digest is None:
+            return self._embed_anew(network, source, indices)
+        chosen = hashlib.sha256(indices.tobytes()).hexdigest()[:16]
+        key = BankKey(
+            network.digest, f"{source.fingerprint}-{chosen}", self.config.image_size, self.runtime.precision
+        )
+        return cached(key, lambda: self._embed_anew(network, source, indices))
+
+    def _embed_anew(self, network: Network, source: Source, indices: NDArray[np.int64]) -> FeatureBank:
+        workers = self.config.workers
+        assert workers != "auto", "settle() came first"
+        batches = evaluation_batches(source, indices, size=self.config.image_size, workers=workers)
+        return embed(
+            network.features,
+            self._noting_bad(batches),
+            device=self.runtime.device,
+            mean=network.mean,
+            std=network.std,
+            autocast=self.runtime.autocast_dtype,
+        )
+
+    def _noting_bad(self, batches: Iterable[EvaluationBatch]) -> Iterator[EvaluationBatch]:
+        for batch in batches:
+            self.quarantine.add(batch.bad)
+            yield batch
+
+    def _knn(self, network: Network, held_out: FeatureBank) -> float | None:
+        """k-NN top-1 in per cent against images of the training part; None without labels of two classes."""
+        bank_labels, labels = self.data.source.labels, self.held_out_labels[held_out.indices.numpy()]
+        if bank_labels is None or not (labels >= 0).any():
+            return None
+        bank = self._embed(network, self.data.source, self.data.bank)
+        voting = bank_labels[bank.indices.numpy()]
+        if len(np.unique(voting[voting >= 0])) <= 1:
+            return None
+        (result,) = knn(
+            bank.features,
+            torch.from_numpy(voting),
+            held_out.features,
+            torch.from_numpy(labels),
+            k=(min(KNN_NEIGHBOURS, int((voting >= 0).sum())),),
+        )
+        return 100 * result.top1
+
+
+def _mean_target_entropy(method: Seed, rows: Embeddings) -> float:
+    queue = method.queue.rows()
+    entropy = target_entropy(
+        rows.to(queue.device), queue, teacher_temperature=method.config.teacher_temperature
+    )
+    return float(entropy.mean())

@@ -1,0 +1,1 @@
+"""Is the model any good? May import methods, models, data, objectives and below."""

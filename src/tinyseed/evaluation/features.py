@@ -1,0 +1,164 @@
+"""Embed a data set once: images in, a bank of features out, kept between runs on request.
+
+Imports data, errors, shapes.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tinyseed.data.cache import cache_folder, digest, read_arrays, write_arrays
+from tinyseed.data.views import normalise
+from tinyseed.errors import RunError
+from tinyseed.shapes import Features, Images, Indices, Pixels
+
+Channels = tuple[float, float, float]
+"""A number for each of red, green and blue."""
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@runtime_checkable
+class Batch(Protocol):
+    """Images and their positions in the source; those that could not be read are absent."""
+
+    @property
+    def pixels(self) -> Pixels:
+        """uint8 [n, 3, h, w]."""
+        ...
+
+    @property
+    def indices(self) -> Indices:
+        """Positions in the source."""
+        ...
+
+
+@dataclass(frozen=True)
+class FeatureBank:
+    """Features of the readable images of a data set, on the CPU.
+
+    Attributes:
+        features: float32, a row an image.
+        indices: the images' positions in their source.
+        labels: their classes, -1 where unknown; None where the source has none at all.
+    """
+
+    features: Float32[Tensor, "n f"]
+    indices: Int64[Tensor, " n"]
+    labels: Int64[Tensor, " n"] | None = None
+
+
+@contextmanager
+def evaluating(module: Module) -> Iterator[Module]:
+    """The module in evaluation mode; afterwards each of its parts is in the mode that it was in before."""
+    before = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield module
+    finally:
+        for part, training in before:
+            part.training = training
+
+
+@torch.no_grad()
+def embed(
+    features: Callable[[Images], Features],
+    batches: Iterable[Batch],
+    *,
+    device: torch.device,
+    mean: Channels,
+    std: Channels,
+    autocast: torch.dtype | None = None,
+    labels: NDArray[np.int64] | None = None,
+) -> FeatureBank:
+    """Features of all images, in the order of the batches.
+
+    Args:
+        features: a network in evaluation mode (see `evaluating`), from normalised images to one row each.
+        batches: uint8 images and their positions.
+        device: where the network is.
+        mean: what the network's input is normalised by, for pixels in [0, 1].
+        std: as mean.
+        autocast: precision of the network, None for float32. The bank is float32 in any case.
+        labels: of the whole source (-1 where unknown), from which the bank takes those of its images.
+
+    Raises:
+        RunError: there was not a single readable image.
+    """
+    rows, indices = [], []
+    for batch in batches:
+        if len(batch.indices) == 0:
+            continue
+        images = batch.pixels.to(device, torch.float32, memory_format=torch.channels_last).div_(255)
+        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            rows.append(features(normalise(images, mean, std, out=images)).float().cpu())
+        indices.append(batch.indices)
+    if not rows:
+        raise RunError("no image could be read, so there is nothing to evaluate")
+    positions = torch.cat(indices)
+    known = None if labels is None else torch.from_numpy(labels[positions.numpy()])
+    return FeatureBank(torch.cat(rows), positions, known)
+
+
+@dataclass(frozen=True)
+class BankKey:
+    """What decides the features of a data set.
+
+    Attributes:
+        model: digest of the frozen model's weights and input contract.
+        source: fingerprint of the images.
+        size: side of the evaluation view in pixels.
+        precision: of the network ("32", "bf16", …).
+    """
+
+    model: str
+    source: str
+    size: int
+    precision: str = "32"
+
+    @property
+    def path(self) -> Path:
+        """Where the bank is kept: $TINYSEED_CACHE, else the user's cache folder."""
+        name = digest("features", self.model, self.source, self.size, self.precision)
+        return cache_folder() / "features" / f"{name}.safetensors"
+
+
+def cached(key: BankKey, compute: Callable[[], FeatureBank]) -> FeatureBank:
+    """The bank kept under this key; otherwise compute it and keep it.
+
+    For frozen models. A damaged file counts as none; where the cache cannot be written, the bank is only
+    returned.
+    """
+    kept = _read(key.path)
+    if kept is not None:
+        return kept
+    bank = compute()
+    arrays = {"features": bank.features.numpy().view(np.uint8), "indices": bank.indices.numpy()}
+    if bank.labels is not None:
+        arrays["labels"] = bank.labels.numpy()
+    try:
+        write_arrays(key.path, arrays, {})
+    except (
+        OSError,
+        RunError,
+    ):  # a full or read-only cache costs the next run some time, and this one nothing
+        return bank
+    return bank
+
+
+def _read(path: Path) -> FeatureBank | None:
+    stored = read_arrays(path)
+    if stored is None or not {"features", "indices"} <= stored.arrays.keys():
+        return None
+    features = torch.from_numpy(stored.arrays["features"].view(np.float32))
+    labels = stored.arrays.get("labels")
+    indices = torch.from_numpy(stored.arrays["indices"])
+    return FeatureBank(features, indices, None if labels is None else torch.from_numpy(labels))

@@ -1,0 +1,70 @@
+"""Is the student learning? Told without labels, from feature matrices alone. Imports `nearest` and shapes."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tinyseed.evaluation.knn import nearest
+from tinyseed.shapes import Features
+
+
+def neighbour_agreement(
+    teacher: Float[Tensor, "n f_teacher"], student: Float[Tensor, "n f_student"], neighbours: int = 10
+) -> float:
+    """Share of the teacher's nearest neighbours that the student has too: mean of |N_T ∩ N_S| / neighbours.
+
+    Neighbours are by cosine similarity among the same images, the image itself left out. Unrelated features
+    agree by chance on `neighbours` / (n - 1). Where n - 1 is no more than `neighbours`, all others are taken
+    and the answer is 1 whatever the features are: it tells something only if n is many times `neighbours`.
+
+    Args:
+        teacher: features of n images, any scale.
+        student: features of the same images in the same order, of any width.
+        neighbours: how many are compared.
+
+    Returns:
+        0 to 1; NaN for fewer than three images or features that are no finite numbers.
+    """
+    images = len(teacher)
+    if images < 3 or not (bool(teacher.isfinite().all()) and bool(student.isfinite().all())):
+        return math.nan
+    count = min(neighbours, images - 1)
+    of_teacher = nearest(teacher, teacher, count, exclude_self=True).positions.cpu()
+    of_student = nearest(student, student, count, exclude_self=True).positions.cpu()
+    shared = sum(int((of_student == column[:, None]).sum()) for column in of_teacher.unbind(1))
+    return shared / (images * count)
+
+
+def effective_rank(features: Features) -> float:
+    """How many directions the features use: exp of the entropy of their normalised singular values.
+
+    1 where all images get the same features (collapse), at most min(n - 1, f). What float32 rounding alone
+    could leave (singular values up to eps · ‖features‖) counts as nothing.
+
+    Args:
+        features: one row an image, any scale.
+
+    Returns:
+        1 to min(n - 1, f); NaN without images or with features that are no finite numbers.
+
+    Source: Roy & Vetterli, "The effective rank", EUSIPCO 2007, section 2; Garrido et al., "RankMe: Assessing
+        the Downstream Performance of Pretrained Self-Supervised Representations by Their Rank", ICML 2023.
+    Differs: features are centred first. Both papers leave the mean in; after a ReLU it is the largest
+        direction by far and hides the others.
+    """
+    matrix = features.detach().cpu().double()
+    if len(matrix) == 0 or not bool(matrix.isfinite().all()):
+        return math.nan
+    centred = matrix - matrix.mean(0)
+    wide = centred.shape[0] < centred.shape[1]
+    gram = (
+        centred @ centred.T if wide else centred.T @ centred
+    )  # eigenvalues: squared singular values, cheaper than an SVD
+    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    singular = singular[singular > torch.finfo(torch.float32).eps * matrix.norm()]
+    if len(singular) == 0:
+        return 1.0
+    share = singular / singular.sum()
+    return float(torch.exp(-(share * share.log()).sum()))

@@ -1,0 +1,309 @@
+"""k-nearest-neighbour classification: what a frozen network has learned, told by its neighbours.
+
+`nearest` finds the neighbours, `vote` turns them into classes, `knn` counts how often the class is right.
+Imports errors and shapes.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from tinyseed.errors import InputError, RunError
+from tinyseed.shapes import Indices
+
+QUERY_BLOCK, BANK_BLOCK = 512, 16_384
+"""Similarities computed at once: 32 MB, whatever the sizes of the data sets."""
+
+VOTE_NUMBERS = 1 << 22
+"""Votes [n, classes] held at once: 32 MB."""
+
+
+class Neighbours(NamedTuple):
+    """The nearest images of a bank, nearest first."""
+
+    similarities: Float[Tensor, "n k"]
+    """Cosine, -1 to 1."""
+    positions: Int64[Tensor, "n k"]
+    """Rows of the bank."""
+
+
+@dataclass(frozen=True)
+class KnnResult:
+    """How often the neighbours' vote told the class.
+
+    Attributes:
+        k: neighbours that voted.
+        top1: share of the tested images whose class got the most votes, 0 to 1.
+        top5: share whose class was among the five with the most votes, and had a vote at all.
+        tested: labelled test images.
+        voters: labelled train images.
+        unlabelled: images left out on either side for want of a label.
+        absent: tested images of a class that no train image has; they count as wrong.
+    """
+
+    k: int
+    top1: float
+    top5: float
+    tested: int
+    voters: int
+    unlabelled: int
+    absent: int
+
+
+def knn(
+    train: Float[Tensor, "m f"],
+    train_labels: Int64[Tensor, " m"],
+    test: Float[Tensor, "n f"],
+    test_labels: Int64[Tensor, " n"],
+    *,
+    k: Sequence[int] = (10, 20, 200),
+    temperature: float = 0.07,
+    weighting: Literal["weighted", "majority"] = "weighted",
+    leave_one_out: bool = False,
+) -> tuple[KnnResult, ...]:
+    """Classify test images by the labels of their nearest train images.
+
+    Args:
+        train: features whose labels vote, any scale, any device; similarities are float32 cosines.
+        train_labels: classes from 0 on, -1 for unlabelled images.
+        test: features to classify, of the same model.
+        test_labels: classes in the numbering of `train_labels` (see `align_labels`), -1 for unlabelled.
+        k: neighbours that vote; several numbers share one search.
+        temperature: a neighbour of similarity s votes with weight exp(s / temperature) ("weighted").
+        weighting: "weighted", or "majority": one vote each.
+        leave_one_out: `test` is `train`, and no image is its own neighbour.
+
+    Returns:
+        A result for each number of `k`, in their order.
+
+    Raises:
+        InputError: no labels on one side (`--train-data`, `--test-data`), a single class to vote for, or
+            fewer labelled train images than `--k`.
+        RunError: features that are no finite numbers.
+
+    Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018,
+        section 3.4 (weights exp(s/0.07), k 200).
+    """
+    if leave_one_out and len(train) != len(test):
+        raise ValueError(
+            f"leave_one_out needs test to be train; {len(test)} and {len(train)} images were given"
+        )
+    voters, voter_labels = _labelled(train, train_labels)
+    tested, tested_labels = _labelled(test, test_labels)
+    _refuse(k, voter_labels, tested_labels, leave_one_out=leave_one_out)
+    neighbours = nearest(tested, voters, max(k), exclude_self=leave_one_out)
+    counts = {
+        "tested": len(tested),
+        "voters": len(voters),
+        "unlabelled": len(train) - len(voters) + (0 if leave_one_out else len(test) - len(tested)),
+        "absent": int((~torch.isin(tested_labels, voter_labels)).sum()),
+    }
+    results = []
+    for number in k:
+        first = Neighbours(neighbours.similarities[:, :number].cpu(), neighbours.positions[:, :number].cpu())
+        ranked = vote(first, voter_labels, temperature=temperature, weighting=weighting)
+        right = ranked == tested_labels[:, None]
+        top1, top5 = float(right[:, 0].double().mean()), float(right.any(1).double().mean())
+        results.append(KnnResult(number, top1, top5, **counts))
+    return tuple(results)
+
+
+def _labelled(
+    features: Float[Tensor, "n f"], labels: Indices
+) -> tuple[Float[Tensor, "m f"], Int64[Tensor, " m"]]:
+    kept = labels >= 0
+    if bool(kept.all()):  # the usual case: a large bank is not copied
+        return features, labels.cpu()
+    return features[kept.to(features.device)], labels[kept].cpu()
+
+
+def _refuse(k: Sequence[int], voters: Tensor, tested: Tensor, *, leave_one_out: bool) -> None:
+    labels_needed = (
+        "k-NN needs labels; give a folder with a sub-folder for each class, or Parquet with a label column"
+    )
+    if len(voters) == 0:
+        raise InputError("--train-data", "no labelled image", labels_needed)
+    if len(tested) == 0:
+        raise InputError("--test-data", "no labelled image", labels_needed)
+    if bool((voters == voters[0]).all()):
+        raise InputError("--train-data", "a single class", "give images of at least two classes")
+    if not k or min(k) < 1:
+        raise InputError("--k", min(k, default=""), "give a number of at least 1")
+    most = len(voters) - leave_one_out
+    if max(k) > most:
+        raise InputError("--k", max(k), f"there are {most} labelled images to vote; give at most that many")
+
+
+@torch.no_grad()
+def nearest(
+    queries: Float[Tensor, "n f"], bank: Float[Tensor, "m f"], count: int, *, exclude_self: bool = False
+) -> Neighbours:
+    """The `count` images of a bank with the highest cosine similarity to each query, nearest first.
+
+    Exact, on the device of the queries; memory stays bounded by tiles of similarities. Matrix products follow
+    `torch.set_float32_matmul_precision`, whose default is full float32. Which of several equally similar
+    images comes first is up to `torch.topk`, and the same in each run on a machine.
+
+    Args:
+        queries: features, any scale.
+        bank: features to look among.
+        count: neighbours a query.
+        exclude_self: the queries are the bank, and an image is no neighbour of itself.
+
+    Raises:
+        ValueError: the bank holds fewer images than are asked for.
+        RunError: features that are no finite numbers.
+    """
+    if not 1 <= count <= len(bank) - exclude_self:
+        raise ValueError(f"{count} neighbours asked for among {len(bank) - exclude_self}")
+    if not (_finite(queries) and _finite(bank)):
+        raise RunError(
+            "the features hold numbers that are NaN or infinite: the model that made them has diverged"
+        )
+    tile = torch.empty(min(QUERY_BLOCK, len(queries)) * min(BANK_BLOCK, len(bank)), device=queries.device)
+    found = [
+        _nearest_of_block(block, start * QUERY_BLOCK, bank, count, tile, exclude_self=exclude_self)
+        for start, block in enumerate(queries.split(QUERY_BLOCK))
+    ]
+    similarities, positions = zip(*found, strict=True)
+    return Neighbours(torch.cat(similarities), torch.cat(positions))
+
+
+def _finite(features: Float[Tensor, "n f"]) -> bool:
+    """A sum of finite float64 numbers is finite, and needs no mask as large as the features."""
+    return math.isfinite(float(features.sum(dtype=torch.float64)))
+
+
+def _nearest_of_block(
+    queries: Float[Tensor, "n f"],
+    first: int,
+    bank: Float[Tensor, "m f"],
+    count: int,
+    tile: Float[Tensor, " t"],
+    *,
+    exclude_self: bool,
+) -> Neighbours:
+    unit_queries = normalize(queries.float(), dim=1)
+    best: Neighbours | None = None
+    for start in range(0, len(bank), BANK_BLOCK):
+        unit_bank = normalize(bank[start : start + BANK_BLOCK].to(queries.device).float(), dim=1)
+        rows, columns = len(queries), len(unit_bank)
+        similarities = tile[: rows * columns].view(rows, columns)
+        torch.mm(
+            unit_queries, unit_bank.T, out=similarities
+        )  # the buffer is reused: fresh pages cost a fifth of the time
+        if exclude_self and -rows < first - start < columns:  # row r of the block is column first + r - start
+            similarities.diagonal(first - start).fill_(-math.inf)
+        values, positions = _largest(similarities, min(count, columns))
+        positions += start
+        best = _merge(best, Neighbours(values, positions), count)
+    assert best is not None
+    return best
+
+
+def _merge(best: Neighbours | None, more: Neighbours, count: int) -> Neighbours:
+    if best is None:
+        return more
+    similarities = torch.cat((best.similarities, more.similarities), 1)
+    positions = torch.cat((best.positions, more.positions), 1)
+    values, order = similarities.topk(min(count, similarities.shape[1]), 1)
+    return Neighbours(values, positions.gather(1, order))
+
+
+def _largest(values: Float[Tensor, "n m"], count: int) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:
+    """`topk`, exact and up to twice as fast: the largest are in the `count` groups with the largest maxima.
+
+    With groups of √(columns / count) both searches are short, and maxima are taken at the speed of memory.
+    """
+    columns = values.shape[1]
+    size = math.isqrt(columns // count)
+    if size < 2:
+        return values.topk(count, 1)
+    groups = columns // size  # group g is the columns g, g + groups, g + 2·groups, …
+    maxima = values[:, : groups * size].unflatten(1, (size, groups)).amax(1)
+    chosen = maxima.topk(count, 1, sorted=False).indices
+    offsets = torch.arange(size, device=values.device)[:, None] * groups
+    candidates = (chosen[:, None, :] + offsets).flatten(1)
+    rest = torch.arange(groups * size, columns, device=values.device).expand(len(values), -1)
+    candidates = torch.cat((candidates, rest), 1)
+    largest, order = values.gather(1, candidates).topk(count, 1)
+    return largest, candidates.gather(1, order)
+
+
+def vote(
+    neighbours: Neighbours,
+    labels: Int64[Tensor, " m"],
+    *,
+    temperature: float = 0.07,
+    weighting: Literal["weighted", "majority"] = "weighted",
+    ranks: int = 5,
+) -> Int64[Tensor, "n ranks"]:
+    """Classes by votes, most votes first; -1 where no further class got a vote.
+
+    Of classes with equal votes the one that holds the nearest neighbour comes first. Sums are float64 on the
+    CPU in a fixed order, so the same neighbours always elect the same class.
+
+    Args:
+        neighbours: nearest first, on the CPU.
+        labels: class of each image of the bank, from 0 on.
+        temperature: see `knn`.
+        weighting: see `knn`.
+        ranks: how many classes to tell.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; it has to be above 0")
+    voted = labels[neighbours.positions]
+    similarities = neighbours.similarities.double()
+    nearest_one = similarities[
+        :, :1
+    ]  # a factor that all votes of a row share keeps exp() in range at any temperature
+    weights = (
+        torch.ones_like(similarities)
+        if weighting == "majority"
+        else ((similarities - nearest_one) / temperature).exp()
+    )
+    classes = int(labels.max()) + 1
+    block = max(1, VOTE_NUMBERS // classes)
+    blocks = zip(voted.split(block), weights.split(block), strict=True)
+    return torch.cat([_elect(*votes, classes, ranks) for votes in blocks])
+
+
+def _elect(
+    voted: Int64[Tensor, "n k"], weights: Float[Tensor, "n k"], classes: int, ranks: int
+) -> Int64[Tensor, "n ranks"]:
+    sums = torch.zeros(len(voted), classes, dtype=weights.dtype).scatter_add_(1, voted, weights)
+    standing = sums.gather(1, voted)  # each neighbour shows what its class has got
+    ranked = []
+    for _ in range(ranks):
+        most, first = (
+            standing.max(1)[0],
+            standing.argmax(1, keepdim=True),
+        )  # argmax: the first, so the nearest, of equals
+        winner = voted.gather(1, first)
+        ranked.append(torch.where(most < 0, -1, winner[:, 0]))
+        standing = standing.masked_fill(voted == winner, -1.0)
+    return torch.stack(ranked, 1)
+
+
+def align_labels(
+    train_classes: Sequence[str], test_classes: Sequence[str], test_labels: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Test labels in the numbering of the train classes, matched by name.
+
+    A class that the train data does not have gets a number beyond theirs, which no vote can hit; -1 stays -1.
+
+    >>> align_labels(("cat", "dog"), ("dog", "emu"), np.array([0, 1, -1]))
+    array([ 1,  3, -1])
+    """
+    numbers = {name: number for number, name in enumerate(train_classes)}
+    beyond = len(train_classes)
+    renumbered = [numbers.get(name, beyond + number) for number, name in enumerate(test_classes)]
+    return np.array([*renumbered, -1], np.int64)[test_labels]  # label -1 reads the last entry

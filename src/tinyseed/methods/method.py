@@ -1,0 +1,85 @@
+"""What a training step is. Imports the encoder and shapes; each method has a file of its own beside this one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from tinyseed.models.encoder import Encoder
+from tinyseed.shapes import Embeddings, Images, Scalar
+
+Forward = Callable[[Images], Embeddings]
+"""The trained network as the engine wrapped it (mixed precision, DDP): normalised images in, unit rows out."""
+
+
+@runtime_checkable
+class Group(Protocol):
+    """The processes that train together."""
+
+    rank: int
+    size: int
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Join each process' tensor along the first axis, in order of rank; the same on every process."""
+        ...
+
+
+class Alone:
+    """A group of one process."""
+
+    rank = 0
+    size = 1
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensor itself."""
+        return tensor
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one micro-batch gives.
+
+    Attributes:
+        loss: mean over this process' images; differentiable.
+        rows: unit rows to enqueue once the optimizer has stepped.
+        target_entropy: mean entropy of the teacher's target in nats, for methods that have one.
+    """
+
+    loss: Scalar
+    rows: Embeddings
+    target_entropy: Scalar | None = None
+
+
+@runtime_checkable
+class Method(Protocol):
+    """One way to train an encoder.
+
+    Attributes:
+        module: the trained network: the only thing that the optimizer and DDP see.
+        views: random views of each image that a step takes.
+    """
+
+    module: Encoder
+    views: int
+
+    def step(self, forward: Forward, views: tuple[Images, ...], step: int) -> StepOutput:
+        """Views in [0, 1] to a loss. Changes nothing that a later step reads."""
+        ...
+
+    def advance(self, outputs: Sequence[StepOutput]) -> None:
+        """Change the method's state (queue, momentum encoder); called once, after the optimizer's step."""
+        ...
+
+    def to(self, device: torch.device) -> None:
+        """Move the method's own state; the module is moved by the engine."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The method's own state, without the module's."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` gave."""
+        ...

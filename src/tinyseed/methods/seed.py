@@ -1,0 +1,84 @@
+"""SEED: a student learns where a frozen teacher places an image among a queue of others.
+
+Source: Fang et al., SEED: Self-supervised Distillation for Visual Representation, ICLR 2021 (arXiv 2101.04731).
+Imports objectives, models and data; never another method.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD, normalise
+from tinyseed.methods.method import Alone, Forward, Group, StepOutput
+from tinyseed.models.encoder import Encoder
+from tinyseed.models.teacher import Teacher
+from tinyseed.objectives.queue import Queue
+from tinyseed.objectives.seed import seed_terms
+from tinyseed.shapes import Images
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedConfig:
+    """SEED's settings; defaults are the paper's (section 4.1)."""
+
+    queue_size: int | Literal["auto"] = "auto"
+    """Rows in the queue; auto: the largest power of two up to half the data set, at most 65,536."""
+    student_temperature: float = 0.2
+    """Temperature of the student's similarities."""
+    teacher_temperature: float = 0.01
+    """Temperature of the teacher's similarities; smaller is closer to InfoNCE."""
+    projector: Literal["mlp", "linear"] = "mlp"
+    """The student's head onto the teacher's dimension."""
+    projector_hidden: int | Literal["auto"] = "auto"
+    """Width of the MLP's hidden layer; auto: the trunk's width."""
+
+
+class Seed:
+    """The method: student and queue. The teacher is a function that it calls, never a part of it."""
+
+    views = 1
+
+    def __init__(
+        self, config: SeedConfig, student: Encoder, teacher: Teacher, queue: Queue, group: Group | None = None
+    ):
+        self.config = config
+        self.module = student
+        self.teacher = teacher
+        self.queue = queue
+        self.group = group or Alone()
+
+    def step(self, forward: Forward, views: tuple[Images, ...], step: int) -> StepOutput:
+        """Both networks see the same view; the loss compares where they place it (paper, equations 1 to 4)."""
+        del step
+        (view,) = views
+        student = forward(normalise(view, IMAGENET_MEAN, IMAGENET_STD))
+        teacher = self.teacher(normalise(view, self.teacher.mean, self.teacher.std))
+        terms = seed_terms(
+            student,
+            teacher,
+            self.queue.rows(),
+            student_temperature=self.config.student_temperature,
+            teacher_temperature=self.config.teacher_temperature,
+        )
+        return StepOutput(terms.loss, teacher, terms.target_entropy)
+
+    def advance(self, outputs: Sequence[StepOutput]) -> None:
+        """Push the teacher's rows of all processes: each process then holds the same queue."""
+        for output in outputs:
+            self.queue.push(self.group.gather(output.rows))
+
+    def to(self, device: torch.device) -> None:
+        """Move teacher and queue."""
+        self.teacher.to(device)
+        self.queue.to(device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The queue's state; the teacher is frozen and has none."""
+        return self.queue.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore the queue."""
+        self.queue.load_state_dict(state)

@@ -1,0 +1,1 @@
+"""Views become unit vectors. May import tinyseed.shapes and tinyseed.errors only."""

@@ -1,0 +1,334 @@
+"""Trunks by name, from timm and torchvision. Imports weights.py of this room, and errors and shapes.
+
+A name is timm's (`resnet18`, `resnet18.a1_in1k`, `timm/resnet18`) or torchvision's (`torchvision/resnet18`).
+The network in a `Backbone` is the library's own without its classifier; its state dict loads there unchanged.
+"""
+
+import contextlib
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tinyseed.errors import InputError
+from tinyseed.models.torchvision_ops import ensure_torchvision
+from tinyseed.models.weights import first_line, fit_weights, read_weights
+from tinyseed.shapes import Features, Images
+
+Library = Literal["timm", "torchvision"]
+Channels = tuple[float, float, float]
+
+# Their auxiliary heads give several outputs in training; timm's inception_v3 does not.
+_SEVERAL_HEADS = frozenset({"googlenet", "inception_v3"})
+
+
+@dataclass(frozen=True)
+class InputContract:
+    """What a network expects of its images: RGB in [0, 1], then (image − mean) ÷ std by channel.
+
+    Attributes:
+        size: side in pixels that it was made for.
+    """
+
+    mean: Channels = (0.485, 0.456, 0.406)
+    std: Channels = (0.229, 0.224, 0.225)
+    size: int = 224
+
+
+@dataclass(frozen=True)
+class Build:
+    """All that is needed to build the same network again.
+
+    Attributes:
+        name: `resnet18` for timm's, `torchvision/resnet18` for torchvision's.
+        built_size: image size that the library was given; None where it was not asked for one.
+    """
+
+    name: str
+    library: Library
+    small_stem: bool = False
+    built_size: int | None = None
+
+
+class Backbone(nn.Module):
+    """A trunk: images to one feature vector each. `network` is the library's own module.
+
+    Attributes:
+        input: the images that it expects.
+        width: length of a feature vector, as the network's output shows it.
+    """
+
+    def __init__(self, network: nn.Module, build: Build, contract: InputContract, width: int) -> None:
+        super().__init__()
+        self.network = network
+        self.build = build
+        self.input = contract
+        self.width = width
+
+    @property
+    def name(self) -> str:
+        """The name that builds it: `resnet18`, `torchvision/resnet18`."""
+        return self.build.name
+
+    @property
+    def library(self) -> Library:
+        """Where the network is from."""
+        return self.build.library
+
+    def forward(self, images: Images) -> Features:
+        """Pooled features of normalised images, any scale."""
+        return self.network(images)
+
+
+def build_backbone(
+    name: str,
+    *,
+    small_stem: bool = False,
+    weights: str | Path | None = None,
+    image_size: int | None = None,
+    seed: int | None = None,
+    field: str = "--student",
+) -> Backbone:
+    """Build a trunk with random weights, or with those of a file.
+
+    Args:
+        name: timm's name of a model, or torchvision/NAME.
+        small_stem: for ResNets on images up to 64 px: 3×3 stem of stride 1, no max-pool.
+        weights: None or "random"; else a file with the library's own state dict, with or without classifier.
+        image_size: side of the images in pixels; by default the library's. Networks of a fixed size are built
+            for it.
+        seed: the same seed gives the same weights, and leaves the global generator as it was.
+        field: the flag that named the model, for errors.
+
+    Raises:
+        InputError: an unknown name, a size or stem that the network cannot have, weights that do not fit.
+    """
+    file = None if weights in (None, "random") else Path(str(weights)).expanduser()
+    weights_field = f"{field}-weights"
+    library, plain = find_model(name, field)
+    state = None if file is None else read_weights(file, weights_field)
+    # A file's position embeddings are of the library's own size; networks with dynamic ones then take others.
+    built_size = image_size if file is None else None
+    with seeded(0 if file is not None else seed):
+        trunk = _create(library, plain, built_size, field)
+        if small_stem:
+            _shrink_stem(trunk.network, name)
+    if state is not None:
+        fit_weights(
+            trunk.network, state, name=name, source=file, field=weights_field, left_out=trunk.classifiers
+        )
+    return as_backbone(trunk, library, plain, small_stem=small_stem, image_size=image_size, field=field)
+
+
+def find_model(name: str, field: str) -> tuple[Library, str]:
+    """Which library has a model, and its name there.
+
+    Raises:
+        InputError: none has; the closest names are offered.
+    """
+    if is_model_name(name):
+        library, _, plain = name.rpartition("/")
+        return "torchvision" if library == "torchvision" else "timm", plain
+    close = difflib.get_close_matches(name.removeprefix("timm/"), _candidates(name), n=3, cutoff=0.5)
+    offered = (
+        f"did you mean {' or '.join(close)}?" if close else "give a model of timm's, or torchvision/NAME"
+    )
+    raise InputError(field, name, f"unknown model; {offered}")
+
+
+def is_model_name(name: str) -> bool:
+    """Whether timm or torchvision has a model of this name."""
+    library, _, plain = name.rpartition("/")
+    if library == "torchvision":
+        return plain in _torchvision_names()
+    if library not in ("", "timm"):
+        return False
+    timm = import_timm()
+    architecture, _, tag = plain.partition(".")
+    return architecture in timm.list_models() and (not tag or plain in timm.list_pretrained())
+
+
+def _candidates(name: str) -> list[str]:
+    """Names that a mistyped one could have meant."""
+    timm = import_timm()
+    if name.startswith("torchvision/"):
+        return [f"torchvision/{known}" for known in _torchvision_names()]
+    architecture = name.removeprefix("timm/").partition(".")[0]
+    if timm.is_model(architecture):
+        return timm.list_pretrained(f"{architecture}.*")
+    return [*timm.list_models(), *(f"torchvision/{known}" for known in _torchvision_names())]
+
+
+def import_timm() -> Any:  # noqa: ANN401  (a module)
+    """The timm module; its import takes seconds, so it waits until it is needed."""
+    ensure_torchvision()
+    import timm
+
+    return timm
+
+
+def _torchvision_names() -> list[str]:
+    ensure_torchvision()
+    from torchvision import models
+
+    return [name for name in models.list_models(module=models) if name not in _SEVERAL_HEADS]
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """A network fresh from its library.
+
+    Attributes:
+        classifiers: modules of the library's whole model that it does without.
+        contract: the input that the library names for it.
+        built_size: see `Build`.
+    """
+
+    network: nn.Module
+    classifiers: tuple[str, ...]
+    contract: InputContract
+    built_size: int | None
+
+
+def _create(library: Library, name: str, size: int | None, field: str) -> Trunk:
+    """A trunk with random weights."""
+    try:
+        return create_timm(name, size) if library == "timm" else create_torchvision(name, size)
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        size_told = "" if size is None else f" for {size} px"
+        raise InputError(field, name, f"cannot be built{size_told} ({first_line(error)})") from error
+
+
+def create_timm(name: str, size: int | None, **settings: Any) -> Trunk:  # noqa: ANN401
+    """One of timm's networks without classifier; `settings` go to its create_model."""
+    timm = import_timm()
+    config = timm.get_pretrained_cfg(name)
+    built_size = size if config.fixed_input_size else None
+    sizes = {} if built_size is None else {"img_size": built_size}
+    dynamic = {"dynamic_img_size": True} if config.fixed_input_size else {}
+    try:
+        network = timm.create_model(name, num_classes=0, **sizes, **dynamic, **settings)
+    except TypeError:
+        if not dynamic:
+            raise
+        network = timm.create_model(name, num_classes=0, **sizes, **settings)
+    classifier = config.classifier or ()
+    classifiers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    contract = InputContract(_channels(config.mean), _channels(config.std), int(config.input_size[-1]))
+    return Trunk(network, classifiers, contract, built_size)
+
+
+def create_torchvision(name: str, size: int | None, **settings: Any) -> Trunk:  # noqa: ANN401
+    """One of torchvision's networks without classifier; `settings` go to its get_model."""
+    ensure_torchvision()
+    from torchvision import models
+
+    built_size = size if name.startswith("vit_") else None
+    sizes = {} if built_size is None else {"image_size": built_size}
+    network = models.get_model(name, **sizes, **settings)
+    transforms: Any = models.get_model_weights(name)["DEFAULT"].transforms()
+    contract = InputContract(
+        _channels(transforms.mean), _channels(transforms.std), int(transforms.crop_size[0])
+    )
+    return Trunk(network, (_remove_classifier(network),), contract, built_size)
+
+
+def _channels(values: Any) -> Channels:  # noqa: ANN401  (the libraries hold lists or tuples)
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _remove_classifier(network: nn.Module) -> str:
+    """Put identities in place of the last layer, whose name is returned, and of the dropout before it."""
+    layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    name = layers[-1]
+    network.set_submodule(name, nn.Identity())
+    parent = network.get_submodule(name.rpartition(".")[0])
+    children = [child for child, _ in parent.named_children()]
+    before = children.index(name.rpartition(".")[2]) - 1
+    if isinstance(parent, nn.Sequential) and before >= 0 and isinstance(parent[before], nn.Dropout):
+        parent[before] = nn.Identity()
+    return name
+
+
+def _shrink_stem(network: nn.Module, name: str) -> None:
+    """Keep a ResNet's first maps at the image's size: 3×3 stem of stride 1, no pooling."""
+    from timm.models.resnet import ResNet as TimmResNet
+    from torchvision.models.resnet import ResNet
+
+    if not isinstance(network, TimmResNet | ResNet):
+        raise InputError("--small-stem", name, "only ResNets of timm and torchvision have one; leave it out")
+    stem, pool = network.conv1, network.maxpool
+    if isinstance(stem, nn.Conv2d):
+        network.set_submodule("conv1", _small_convolution(stem))
+    else:  # a deep stem is 3×3 already
+        _unstride(stem)
+    if any(True for _ in pool.parameters()):  # pooling by a convolution, as in ResNet-RS
+        _unstride(pool)
+    else:
+        network.set_submodule("maxpool", nn.Identity())
+
+
+def _small_convolution(stem: nn.Conv2d) -> nn.Conv2d:
+    small = nn.Conv2d(stem.in_channels, stem.out_channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")  # as both libraries do
+    return small
+
+
+def _unstride(layers: nn.Module) -> None:
+    for layer in layers.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.stride = (1, 1)
+
+
+def as_backbone(
+    trunk: Trunk, library: Library, plain: str, *, small_stem: bool, image_size: int | None, field: str
+) -> Backbone:
+    """A backbone of a trunk that has its weights; its width is probed at the size that it will see."""
+    name = plain if library == "timm" else f"{library}/{plain}"
+    size = image_size or trunk.contract.size
+    width = probe_width(trunk.network, size, name, field)
+    contract = InputContract(trunk.contract.mean, trunk.contract.std, size)
+    return Backbone(trunk.network, Build(name, library, small_stem, trunk.built_size), contract, width)
+
+
+@torch.no_grad()
+def probe_width(network: nn.Module, size: int, name: str, field: str) -> int:
+    """Length of the feature vector that a network really gives for an image of `size` pixels.
+
+    timm's `num_features` is not it: for mobilenetv3_large_100 it says 960, and the output has 1,280.
+
+    Raises:
+        InputError: the network cannot take images of this size, or gives no feature vectors.
+    """
+    was_training = network.training
+    network.eval()
+    try:
+        output = network(torch.zeros(1, 3, size, size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise InputError(field, name, f"cannot take images of {size} px ({first_line(error)})") from error
+    finally:
+        network.train(was_training)
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        raise InputError(
+            field, name, "gives no feature vector for an image; choose a model for classification"
+        )
+    return output.shape[1]
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Draw from a generator of this seed, and leave the global one as it was; None: draw from the global one.
+
+    Networks are built on the CPU, so other devices' generators are not touched.
+    """
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

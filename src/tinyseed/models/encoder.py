@@ -1,0 +1,255 @@
+"""An encoder: trunk, projector, unit rows; and the files it is saved in. Imports this room, errors, shapes.
+
+A finished model is two safetensors files. The trunk's has exactly the tensor names of its own library; the
+metadata of both say what is needed to build them again.
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tinyseed.errors import InputError
+from tinyseed.models.backbones import Backbone, InputContract, build_backbone, seeded
+from tinyseed.models.weights import fit_weights, read_safetensors, write_safetensors
+from tinyseed.shapes import Embeddings, Features, Images
+
+ProjectorKind = Literal["mlp", "linear"]
+
+MODEL_FILES = ("student.safetensors", "encoder.safetensors")
+PROJECTOR_FILE = "projector.safetensors"
+
+# A row of zeros stays one, and its gradient stays finite.
+_SMALLEST_NORM = 1e-6
+
+
+class Projector(nn.Sequential):
+    """The head between a trunk's features and the embedding.
+
+    Attributes:
+        width: length of the features that come in.
+        dim: length of the embedding that goes out.
+        hidden: width of the MLP's hidden layer.
+    """
+
+    def __init__(self, kind: ProjectorKind, width: int, dim: int, hidden: int) -> None:
+        if kind == "linear":
+            super().__init__(nn.Linear(width, dim))
+        else:
+            super().__init__(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, dim))
+        self.kind = kind
+        self.width = width
+        self.dim = dim
+        self.hidden = hidden
+
+
+def build_projector(
+    kind: Literal["mlp", "linear", "none"],
+    width: int,
+    dim: int,
+    hidden: int | None = None,
+    *,
+    seed: int | None = None,
+) -> Projector | None:
+    """A head from `width` to `dim` with random weights, or none.
+
+    Args:
+        kind: one linear layer; or two with a ReLU between them and no batch norm.
+        width: length of the trunk's features.
+        dim: length of the embedding.
+        hidden: width of the MLP's hidden layer; by default the trunk's.
+        seed: the same seed gives the same weights, and leaves the global generator as it was.
+
+    Source: the MLP head of MoCo-v2 (arXiv 2003.04297), which SEED (arXiv 2101.04731) takes over.
+    """
+    if kind == "none":
+        return None
+    with seeded(seed):
+        return Projector(kind, width, dim, hidden or width)
+
+
+class Encoder(nn.Module):
+    """Trunk and projector; without a projector the embedding is the normalised trunk output."""
+
+    def __init__(self, backbone: Backbone, projector: Projector | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector
+
+    @property
+    def width(self) -> int:
+        """Length of the trunk's features."""
+        return self.backbone.width
+
+    @property
+    def dim(self) -> int:
+        """Length of the embedding."""
+        return self.width if self.projector is None else self.projector.dim
+
+    @property
+    def input(self) -> InputContract:
+        """The images that it expects."""
+        return self.backbone.input
+
+    def features(self, images: Images) -> Features:
+        """The trunk's outputs, of any scale, at least float32; what k-NN and linear probes use."""
+        return _at_least_float32(self.backbone(images))
+
+    def forward(self, images: Images) -> Embeddings:
+        """Unit rows, normalised in float32 at least, whatever the precision of the networks."""
+        rows = self.backbone(images)
+        if self.projector is not None:
+            rows = self.projector(rows)
+        return functional.normalize(_at_least_float32(rows), dim=1, eps=_SMALLEST_NORM)
+
+
+def _at_least_float32(rows: Tensor) -> Tensor:
+    return rows if rows.dtype == torch.float64 else rows.float()
+
+
+def freeze(encoder: Encoder) -> Encoder:
+    """Evaluation mode, no gradients; the same encoder comes back."""
+    return encoder.eval().requires_grad_(False)
+
+
+def save_encoder(
+    folder: Path,
+    encoder: Encoder,
+    *,
+    file: str = "student.safetensors",
+    metadata: dict[str, str] | None = None,
+) -> Path:
+    """Write a trunk's file, and `projector.safetensors` where there is a projector.
+
+    Args:
+        folder: made where it is missing.
+        encoder: on any device, in any memory format.
+        file: the trunk's file.
+        metadata: more to say about it. `mean`, `std` (three numbers and commas) and `image_size` take the
+            place of the backbone's own input.
+
+    Returns:
+        The trunk's file.
+
+    Raises:
+        RunError: a file could not be written; a former one is intact.
+    """
+    if encoder.projector is not None:
+        state = encoder.projector.state_dict()
+        write_safetensors(folder / PROJECTOR_FILE, state, _describe_projector(encoder.projector))
+    described = _describe_backbone(encoder.backbone, metadata or {})
+    described["projector"] = "none" if encoder.projector is None else encoder.projector.kind
+    write_safetensors(folder / file, encoder.backbone.network.state_dict(), described)
+    return folder / file
+
+
+def _describe_backbone(backbone: Backbone, more: dict[str, str]) -> dict[str, str]:
+    contract = {
+        "mean": ",".join(map(str, backbone.input.mean)),
+        "std": ",".join(map(str, backbone.input.std)),
+        "image_size": str(backbone.input.size),
+        "normalisation": "RGB divided by 255, minus mean, divided by std",
+    }
+    build = {
+        "format": "pt",
+        "tinyseed_version": version("tinyseed"),
+        "about": f"trunk trained by tinyseed; tensor names are those of {backbone.library}",
+        "backbone": backbone.name,
+        "library": backbone.library,
+        "library_version": version(backbone.library),
+        "width": str(backbone.width),
+        "small_stem": str(backbone.build.small_stem).lower(),
+        "built_size": str(backbone.build.built_size or ""),
+    }
+    return contract | more | build
+
+
+def _describe_projector(projector: Projector) -> dict[str, str]:
+    return {
+        "format": "pt",
+        "tinyseed_version": version("tinyseed"),
+        "about": "projector of the trunk beside it: features to embedding, before normalisation",
+        "kind": projector.kind,
+        "in": str(projector.width),
+        "out": str(projector.dim),
+        "hidden": str(projector.hidden),
+    }
+
+
+def load_encoder(path: str | Path, *, field: str = "--model") -> Encoder:
+    """The encoder of a run folder, or the trunk of one exported file, in evaluation mode.
+
+    Args:
+        path: a folder with student.safetensors or encoder.safetensors, and its projector where it has one; or
+            such a file, which is taken for the trunk alone.
+        field: the flag that named it, for errors.
+
+    Raises:
+        InputError: there is no model at this path, or it is broken.
+    """
+    path = Path(path).expanduser()
+    file = model_file(path) if path.is_dir() else path
+    if file is None:
+        raise InputError(field, path, f"holds neither {' nor '.join(MODEL_FILES)}; has the run finished?")
+    backbone = _load_backbone(file, field)
+    projector = None
+    if path.is_dir() and (path / PROJECTOR_FILE).is_file():
+        projector = _load_projector(path / PROJECTOR_FILE, backbone.width, field)
+    return Encoder(backbone, projector).eval()
+
+
+def model_file(folder: Path) -> Path | None:
+    """The trunk's file in a run folder; None where there is none."""
+    return next((folder / name for name in MODEL_FILES if (folder / name).is_file()), None)
+
+
+def _load_backbone(file: Path, field: str) -> Backbone:
+    if not file.is_file():
+        raise InputError(field, file, "no such file or folder")
+    if file.suffix != ".safetensors":
+        raise InputError(field, file, _foreign(field))
+    state, metadata = read_safetensors(file, field)
+    try:
+        name, width = metadata["backbone"], int(metadata["width"])
+        built_size = int(metadata["built_size"]) if metadata["built_size"] else None
+        small_stem = metadata["small_stem"] == "true"
+        contract = InputContract(
+            _three(metadata["mean"]), _three(metadata["std"]), int(metadata["image_size"])
+        )
+    except (KeyError, ValueError) as error:
+        raise InputError(field, file, _foreign(field)) from error
+    backbone = build_backbone(name, small_stem=small_stem, image_size=built_size, seed=0, field=field)
+    fit_weights(backbone.network, state, name=name, source=file, field=field)
+    if backbone.width != width:
+        raise InputError(
+            field, file, f"its features have {width} numbers, this {backbone.library}'s {backbone.width}"
+        )
+    backbone.input = contract
+    return backbone
+
+
+def _foreign(field: str) -> str:
+    return f"is no model that tinyseed wrote; give the model's name, and the file as {field}-weights"
+
+
+def _three(text: str) -> tuple[float, float, float]:
+    red, green, blue = map(float, text.split(","))
+    return red, green, blue
+
+
+def _load_projector(file: Path, width: int, field: str) -> Projector:
+    state, metadata = read_safetensors(file, field)
+    try:
+        kind, given = metadata["kind"], int(metadata["in"])
+        dim, hidden = int(metadata["out"]), int(metadata["hidden"])
+    except (KeyError, ValueError) as error:
+        raise InputError(field, file, "is no projector that tinyseed wrote") from error
+    if kind not in ("mlp", "linear") or given != width:
+        raise InputError(field, file, f"takes {given} features ({kind}), the trunk beside it gives {width}")
+    projector = build_projector(kind, width, dim, hidden, seed=0)
+    assert projector is not None
+    fit_weights(projector, state, name=f"the {kind} projector", source=file, field=field)
+    return projector

@@ -1,0 +1,172 @@
+"""The frozen teacher: a function from images to unit rows. Imports this room, errors and shapes.
+
+A `Teacher` is no nn.Module on purpose: what holds one has none of its weights among its parameters, buffers
+or state, and no call to train() reaches its batch norm.
+"""
+
+import functools
+import hashlib
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tinyseed.errors import InputError
+from tinyseed.models.backbones import (
+    InputContract,
+    build_backbone,
+    is_model_name,
+    probe_width,
+)
+from tinyseed.models.encoder import Encoder, freeze, load_encoder, model_file
+from tinyseed.models.pretrained import build_pretrained
+from tinyseed.shapes import Embeddings, Features, Images
+
+RANDOM = "random:"
+
+_PATH = re.compile(r"^[./~]|^(?!timm/|torchvision/).*/|\.(safetensors|pth|pt|ckpt|tar|bin)$")
+# Another stream than a student's of the same seed: a random teacher has to be another network.
+_TEACHER_STREAM = 0x7EAC4E5
+
+
+class Teacher:
+    """A frozen encoder. It takes over the encoder that it is given.
+
+    Attributes:
+        spec: how it was named.
+        digest: 16 hexadecimal digits that stand for its weights.
+        mean, std: by channel, for images in [0, 1]; it expects (image − mean) ÷ std.
+        dim: length of its unit rows.
+        width: length of its trunk's features.
+        parameters_count: parameters of its trunk.
+    """
+
+    def __init__(self, encoder: Encoder, spec: str) -> None:
+        self._encoder = freeze(encoder)
+        self.spec = spec
+        self.input: InputContract = encoder.input
+        self.mean = encoder.input.mean
+        self.std = encoder.input.std
+        self.dim = encoder.dim
+        self.width = encoder.width
+        self.parameters_count = sum(parameter.numel() for parameter in encoder.backbone.parameters())
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Names, shapes and bytes of all weights, hashed."""
+        return weights_digest(self._encoder.state_dict())
+
+    @torch.no_grad()  # not inference_mode: its tensors could not be saved for a student's backward pass
+    def __call__(self, images: Images) -> Embeddings:
+        """Unit rows of normalised images, float32, constants to autograd."""
+        return self._encoder(images)
+
+    @torch.no_grad()
+    def features(self, images: Images) -> Features:
+        """Trunk outputs of normalised images, any scale, float32, constants to autograd."""
+        return self._encoder.features(images)
+
+    def to(self, device: torch.device | str) -> "Teacher":
+        """Move to a device; the same teacher comes back."""
+        self._encoder.to(device)
+        return self
+
+    def channels_last(self) -> "Teacher":
+        """Lay the weights out for images in channels-last memory; the same teacher comes back."""
+        self._encoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return self
+
+
+def weights_digest(state: dict[str, Tensor]) -> str:
+    """16 hexadecimal digits for a state dict; device and memory format do not change them."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def load_teacher(
+    spec: str | Path,
+    *,
+    weights: str | Path | None = None,
+    small_stem: bool = False,
+    image_size: int | None = None,
+    seed: int | None = 0,
+    field: str = "--teacher",
+) -> Teacher:
+    """A frozen teacher from a tinyseed run, an exported file, or a model's name.
+
+    Args:
+        spec: a run folder, an exported .safetensors file, or a name (timm's, or torchvision/NAME). A teacher
+            by name has no projector: its rows are the normalised trunk outputs.
+        weights: for a name: a file with the library's state dict, "random", or None for the library's
+            pre-trained weights (cached, or fetched).
+        small_stem: for a name: whether its weights are for the small stem.
+        image_size: side of the images in pixels that it will see.
+        seed: of random weights.
+        field: the flag that named it, for errors.
+
+    Raises:
+        InputError: no such model, weights that do not fit or cannot be fetched, a size that it cannot take.
+    """
+    stream = None if seed is None else seed ^ _TEACHER_STREAM
+    encoder = load_model(
+        spec, weights=weights, small_stem=small_stem, image_size=image_size, seed=stream, field=field
+    )
+    return Teacher(encoder, str(spec) if weights is None else f"{spec}, weights {weights}")
+
+
+def load_model(
+    spec: str | Path,
+    *,
+    weights: str | Path | None = None,
+    small_stem: bool = False,
+    image_size: int | None = None,
+    seed: int | None = 0,
+    field: str = "--model",
+) -> Encoder:
+    """An encoder as `load_teacher` finds it, in evaluation mode; `random:NAME` is short for random weights.
+
+    Raises:
+        InputError: as `load_teacher`.
+    """
+    text = str(spec)
+    if text.startswith(RANDOM):
+        text, weights = text.removeprefix(RANDOM), "random"
+    if _is_path(text):
+        return _load_saved(text, weights, image_size, field)
+    if weights is None and small_stem:
+        raise InputError(
+            "--small-stem", text, f"pre-trained weights have no small stem; give {field}-weights FILE"
+        )
+    if weights is None:
+        backbone = build_pretrained(text, image_size=image_size, field=field)
+    else:
+        backbone = build_backbone(
+            text, small_stem=small_stem, weights=weights, image_size=image_size, seed=seed, field=field
+        )
+    return Encoder(backbone).eval()
+
+
+def _load_saved(path: str, weights: str | Path | None, image_size: int | None, field: str) -> Encoder:
+    if not Path(path).expanduser().exists():
+        raise InputError(
+            field, path, "no such file or folder (models are named as in timm, or torchvision/NAME)"
+        )
+    if weights is not None:
+        raise InputError(f"{field}-weights", weights, f"{path} has weights of its own; leave these out")
+    encoder = load_encoder(path, field=field)
+    if image_size is not None:
+        probe_width(encoder.backbone.network, image_size, encoder.backbone.name, field)
+    return encoder
+
+
+def _is_path(text: str) -> bool:
+    """A path by its looks, or since it is there; a model's name wins over a folder without a model."""
+    path = Path(text).expanduser()
+    if _PATH.search(text) or (path.is_dir() and model_file(path) is not None):
+        return True
+    return path.exists() and not is_model_name(text)

@@ -1,0 +1,182 @@
+"""Weights files: read without running their code, fitted whole or not at all. Imports errors only.
+
+A weights file is a state dict of a backbone's own library: .safetensors, or .pth, .pt written by torch.save.
+"""
+
+import contextlib
+import os
+import re
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tinyseed.errors import InputError, RunError
+
+StateDict = dict[str, Tensor]
+
+_WRAPPERS = ("state_dict", "model")
+_PARALLEL = "module."
+_LISTED = 4
+
+
+def read_weights(path: Path, field: str) -> StateDict:
+    """The tensors of a weights file by name, on the CPU.
+
+    A dict that holds them under `state_dict` or `model` is opened, and the `module.` that data parallelism
+    puts before each name is taken off.
+
+    Raises:
+        InputError: the file is missing, broken, holds more than tensors, or no state dict.
+    """
+    if not path.is_file():
+        raise InputError(field, path, "no such file")
+    if path.suffix == ".safetensors":
+        state, _ = read_safetensors(path, field)
+    else:
+        state = _state_dict(_unpickle(path, field), path, field)
+    if state and all(name.startswith(_PARALLEL) for name in state):
+        return {name.removeprefix(_PARALLEL): value for name, value in state.items()}
+    return state
+
+
+def read_safetensors(path: Path, field: str) -> tuple[StateDict, dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(field, path, f"is no whole safetensors file ({first_line(error)})") from error
+
+
+def _unpickle(path: Path, field: str) -> object:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of the pickle's version; errors tell more
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken file can raise nearly anything
+        raise InputError(field, path, _why_unreadable(path, error)) from error
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    needed = re.search(r"(?:GLOBAL|global:?|class) `?([\w.]+\.[\w.]+)`? was not an allowed", str(error))
+    if needed is None and "Weights only load failed" not in str(error):
+        return f"is no readable weights file ({first_line(error)}); fetch or save it again"
+    what = f" ({needed.group(1)})" if needed else ""
+    return (
+        f"holds more than tensors{what}, which only running its code could load; "
+        f"save the state dict alone: torch.save(model.state_dict(), {path.name!r})"
+    )
+
+
+def _state_dict(content: object, path: Path, field: str) -> StateDict:
+    for wrapper in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+            break
+    if not isinstance(content, dict) or not content:
+        raise InputError(field, path, f"holds a {type(content).__name__} where a state dict is needed")
+    for name, value in content.items():
+        if not isinstance(value, Tensor):
+            raise InputError(
+                field, path, f"is no state dict: {name!r} is a {type(value).__name__}, no tensor"
+            )
+    return {str(name): value for name, value in content.items()}
+
+
+def fit_weights(
+    network: nn.Module,
+    state: StateDict,
+    *,
+    name: str,
+    source: object,
+    field: str,
+    left_out: Sequence[str] = (),
+) -> None:
+    """Load every tensor of a state dict into a network, or none.
+
+    Args:
+        network: whose weights are replaced.
+        state: tensors by name. Batch norm's counters may be missing, as in old files; torch allows it, too.
+        name: what the network is called in errors.
+        source: where the weights came from, for errors.
+        field: the flag that gave them.
+        left_out: modules of the library's whole model that the network does without (its classifier).
+
+    Raises:
+        InputError: lists missing, unexpected and mis-shaped tensors; the network is as it was.
+    """
+    wanted = network.state_dict()
+    prefixes = tuple(f"{module}." for module in left_out)
+    given = {key: value for key, value in state.items() if key in wanted or not key.startswith(prefixes)}
+    missing = [key for key in wanted if key not in given and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in given if key not in wanted]
+    misshaped = [
+        f"{key} {list(given[key].shape)} instead of {list(wanted[key].shape)}"
+        for key in wanted
+        if key in given and given[key].shape != wanted[key].shape
+    ]
+    groups = {"missing": missing, "unexpected": unexpected, "mis-shaped": misshaped}
+    problems = [f"{len(keys)} {what} ({_few(keys)})" for what, keys in groups.items() if keys]
+    if problems:
+        raise InputError(field, source, f"does not fit {name}, nothing was loaded: {'; '.join(problems)}")
+    wanted.update(given)
+    network.load_state_dict(wanted, strict=True)
+
+
+def _few(keys: Collection[str]) -> str:
+    listed = ", ".join(list(keys)[:_LISTED])
+    return listed if len(keys) <= _LISTED else f"{listed}, …"
+
+
+def write_safetensors(path: Path, state: StateDict, metadata: dict[str, str]) -> None:
+    """Write a safetensors file beside its place, flush it to the disk, then put it there.
+
+    Raises:
+        RunError: it could not be written; a former file is intact.
+    """
+    # Contiguous and apart: safetensors knows neither memory formats nor tensors that share their memory.
+    tensors = {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in state.items()
+    }
+    write_atomically(path, lambda unfinished: save_file(tensors, unfinished, metadata))
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make a file that takes the place of `path` only when it is whole and on the disk.
+
+    Raises:
+        RunError: it could not be written; a former file is intact.
+    """
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(unfinished)
+        _flush(unfinished)
+        unfinished.replace(path)
+        _flush(path.parent)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise RunError(f"could not save {path}: {first_line(error)}") from error
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,147 @@
+"""SEED's loss: the student is to see an image among the rows as the teacher does.
+
+Imports tinyseed.shapes and the look-up beside it (similarity.py).
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tinyseed.objectives.similarity import (
+    Lookup,
+    OwnRowLookup,
+    check_inputs,
+    check_temperature,
+    common_dtype,
+    soft_lookup,
+    with_gradient,
+    with_own_row,
+)
+from tinyseed.shapes import Embeddings, Rows, Scalar
+
+
+class SeedTerms(NamedTuple):
+    """The loss and what falls out beside it at no further cost.
+
+    Attributes:
+        loss: mean over the images of the cross-entropy H(p_T, p_S), in nats; differentiable to the student.
+        target_entropy: mean over the images of the teacher's own entropy H(p_T), in nats: the loss'
+            lower bound.
+    """
+
+    loss: Scalar
+    target_entropy: Scalar
+
+
+def seed_loss(
+    student: Embeddings,
+    teacher: Embeddings,
+    rows: Rows,
+    *,
+    student_temperature: float = 0.2,
+    teacher_temperature: float = 0.01,
+) -> Scalar:
+    """Mean cross-entropy between the places that teacher and student give each image among the rows.
+
+    With z_S, z_T an image's vectors and its own extra row z_T beside the k shared ones:
+    p_S = softmax(z_S · rows / τ_S), p_T = softmax(z_T · rows / τ_T), loss = −Σ_j p_T(j) log p_S(j).
+
+    Args:
+        student: [n, d], unit rows; the only one that gets a gradient.
+        teacher: [n, d], unit rows of the same images.
+        rows: [k, d], unit rows of other images (the queue); k = 0 gives 0. They may change before `backward`.
+        student_temperature: τ_S > 0.
+        teacher_temperature: τ_T > 0; towards 0 the loss becomes `info_nce`.
+
+    Returns:
+        Nats; float64 where an input is float64, else float32, also under autocast.
+
+    Raises:
+        ValueError: a temperature that is not above 0, shapes that do not fit, or whole numbers for vectors.
+
+    Source: Fang et al., SEED, ICLR 2021 (arXiv 2101.04731), section 3.2.
+    Differs: two soft look-ups in place of two [n, k + 1] score matrices; the same numbers.
+
+    >>> z = torch.tensor([[1.0, 0.0]])
+    >>> seed_loss(z, z, torch.tensor([[0.0, 1.0]])).round(decimals=4)
+    tensor(0.0067)
+    """
+    return seed_terms(
+        student,
+        teacher,
+        rows,
+        student_temperature=student_temperature,
+        teacher_temperature=teacher_temperature,
+    ).loss
+
+
+def seed_terms(
+    student: Embeddings,
+    teacher: Embeddings,
+    rows: Rows,
+    *,
+    student_temperature: float = 0.2,
+    teacher_temperature: float = 0.01,
+) -> SeedTerms:
+    """`seed_loss` and the entropy of the teacher's target; arguments and errors are `seed_loss`'s."""
+    check_temperature("student_temperature", student_temperature)
+    check_temperature("teacher_temperature", teacher_temperature)
+    check_inputs("teacher", student=student, teacher=teacher, rows=rows)
+    with torch.no_grad():
+        dtype = common_dtype(student, teacher, rows)
+        own = teacher.to(dtype)
+        student_query = student.to(dtype) / student_temperature
+        teacher_query = own / teacher_temperature
+        # One pass over the rows serves both.
+        found = soft_lookup(torch.cat([student_query, teacher_query]), rows)
+        student_view = with_own_row(_half(found, 0), student_query, own)
+        teacher_view = with_own_row(_half(found, 1), teacher_query, own)
+        losses = _cross_entropy(student_view, student_query, teacher_view.offset)
+        gradient = (student_view.offset - teacher_view.offset) / (student_temperature * len(own))
+        entropies = _cross_entropy(teacher_view, teacher_query, teacher_view.offset)
+    return SeedTerms(with_gradient(student, losses.mean(), gradient), entropies.mean())
+
+
+@torch.no_grad()
+def target_entropy(
+    teacher: Embeddings, rows: Rows, *, teacher_temperature: float = 0.01
+) -> Float[Tensor, " n"]:
+    """Entropy of the teacher's target, the softmax over the rows and the image's own row, for each image.
+
+    Near 0 the target is the own row alone and SEED is InfoNCE; near log(k + 1) the teacher tells nothing.
+
+    Args:
+        teacher: [n, d], unit rows.
+        rows: [k, d], unit rows of other images.
+        teacher_temperature: τ_T > 0.
+
+    Returns:
+        [n], nats, 0 to log(k + 1).
+
+    Raises:
+        ValueError: as in `seed_loss`.
+    """
+    check_temperature("teacher_temperature", teacher_temperature)
+    check_inputs("teacher", teacher=teacher, rows=rows)
+    own = teacher.to(common_dtype(teacher, rows))
+    queries = own / teacher_temperature
+    view = with_own_row(soft_lookup(queries, rows), queries, own)
+    return _cross_entropy(view, queries, view.offset)
+
+
+def _cross_entropy(view: OwnRowLookup, queries: Embeddings, target: Embeddings) -> Float[Tensor, " n"]:
+    """H(p, softmax(queries · rows)) of each image, log Z − query · mean row under p.
+
+    Args:
+        view: what the queries find.
+        queries: [n, d], divided by the temperature.
+        target: [n, d], the mean row under p, told from the own row as `view` is: the own row's score cancels.
+    """
+    return view.excess - (queries * target).sum(1)
+
+
+def _half(found: Lookup, which: int) -> Lookup:
+    """The look-up of one of two sets of queries that went in together."""
+    return Lookup(found.values.chunk(2)[which], found.log_normalizer.chunk(2)[which])

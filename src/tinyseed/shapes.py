@@ -1,0 +1,28 @@
+"""The axis letters and array types used everywhere. Imports nothing of tinyseed.
+
+Axes: n images, d embedding, k queue rows, f trunk width, c channels, h w pixels.
+A name repeated in one signature means the same size there (checked by beartype in the tests).
+"""
+
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+Pixels = UInt8[Tensor, "n c h w"]
+"""Decoded images, 0 to 255."""
+
+Images = Float[Tensor, "n c h w"]
+"""Float images: in [0, 1], or normalised where a name says so."""
+
+Features = Float[Tensor, "n f"]
+"""Trunk outputs, any scale."""
+
+Embeddings = Float[Tensor, "n d"]
+"""Unit rows, one an image."""
+
+Rows = Float[Tensor, "k d"]
+"""Unit rows of the queue."""
+
+Scalar = Float[Tensor, ""]
+
+Indices = Int64[Tensor, " n"]
+"""Positions of images in their source."""

@@ -1,0 +1,40 @@
+import math
+
+import pytest
+
+from tinyseed.engine.schedule import Schedule, learning_rate
+
+
+def test_cosine_after_warm_up_matches_the_closed_form():
+    for progress in (0.2, 0.35, 0.6, 0.99):
+        expected = 0.03 * 0.5 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9))
+        assert learning_rate(progress, 0.1, 0.03) == pytest.approx(expected, rel=1e-12)
+
+
+def test_no_warm_up_begins_at_the_peak():
+    assert learning_rate(0.0, 0.0, 0.5) == 0.5
+
+
+def test_a_schedule_in_epochs_rises_to_its_peak_and_falls_to_nearly_nothing():
+    schedule = Schedule(peak=1.0, steps_per_epoch=10, epochs=100, warmup_epochs=5, max_minutes=None)
+    rates = [schedule.lr(step, 0.0) for step in range(1000)]
+    assert rates[0] == pytest.approx(1 / 50)  # the first step of the warm-up already learns
+    assert max(rates) == pytest.approx(1.0)
+    assert rates.index(max(rates)) in (49, 50)
+    assert all(later <= earlier for earlier, later in zip(rates[50:], rates[51:], strict=False))
+    assert rates[-1] < 1e-5
+
+
+def test_automatic_warm_up_is_five_epochs_but_at_most_a_tenth():
+    long = Schedule(peak=1.0, steps_per_epoch=10, epochs=200, warmup_epochs=None, max_minutes=None)
+    short = Schedule(peak=1.0, steps_per_epoch=10, epochs=10, warmup_epochs=None, max_minutes=None)
+    assert long.lr(24, 0.0) == pytest.approx(0.5)  # half of 5 epochs
+    assert short.lr(4, 0.0) == pytest.approx(0.5)  # half of a tenth of 100 steps
+
+
+def test_minutes_stretch_the_schedule_over_the_expected_steps():
+    schedule = Schedule(peak=1.0, steps_per_epoch=10, epochs=200, warmup_epochs=None, max_minutes=1.0)
+    assert schedule.total_steps(100, 30.0) == 200  # half the time made 100 steps
+    assert schedule.total_steps(100, 60.0) == 100  # the time is over: the run ends here
+    assert schedule.lr(100, 30.0) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.4 / 0.9)), rel=1e-6)
+    assert schedule.total_steps(0, 0.0) >= 1

@@ -1,0 +1,167 @@
+"""Embedding: order, normalisation, modes restored, and a cache that cannot harm."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD
+from tinyseed.errors import RunError
+from tinyseed.evaluation import features as module
+from tinyseed.evaluation.features import BankKey, FeatureBank, cached, embed, evaluating
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Batch:
+    pixels: torch.Tensor
+    indices: torch.Tensor
+
+
+def batches(*groups: list[int]) -> list[Batch]:
+    """Constant images whose brightness is their position."""
+    made = []
+    for group in groups:
+        pixels = torch.tensor(group, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4).contiguous()
+        made.append(Batch(pixels, torch.tensor(group, dtype=torch.int64)))
+    return made
+
+
+def mean_colour(images: torch.Tensor) -> torch.Tensor:
+    return images.mean((2, 3))
+
+
+def test_images_are_normalised_and_stay_in_order():
+    bank = embed(mean_colour, batches([4, 0], [], [200]), device=CPU, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert bank.indices.tolist() == [4, 0, 200]
+    expected = (np.array([[4], [0], [200]]) / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+    np.testing.assert_allclose(bank.features.numpy(), expected, atol=1e-6)
+    assert bank.features.dtype == torch.float32
+    assert bank.labels is None
+
+
+def test_the_batches_are_left_as_they_were():
+    (batch,) = batches([7, 9])
+    embed(mean_colour, [batch], device=CPU, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert batch.pixels.unique().tolist() == [7, 9]
+
+
+def test_labels_follow_their_images():
+    labels = np.array([5, -1, 7, 8], np.int64)
+    bank = embed(
+        mean_colour, batches([3, 1], [0]), device=CPU, mean=IMAGENET_MEAN, std=IMAGENET_STD, labels=labels
+    )
+    assert bank.labels is not None
+    assert bank.labels.tolist() == [8, -1, 5]
+
+
+def test_autocast_is_for_the_network_alone():
+    layer = nn.Linear(3, 2)
+    seen = []
+
+    def network(images: torch.Tensor) -> torch.Tensor:
+        out = layer(mean_colour(images))
+        seen.append(out.dtype)
+        return out
+
+    bank = embed(
+        network, batches([1], [2]), device=CPU, mean=IMAGENET_MEAN, std=IMAGENET_STD, autocast=torch.bfloat16
+    )
+    assert seen == [torch.bfloat16] * 2
+    assert bank.features.dtype == torch.float32
+    assert not bank.features.requires_grad
+
+
+def test_nothing_readable_is_told():
+    with pytest.raises(RunError, match="no image could be read"):
+        embed(mean_colour, batches([], []), device=CPU, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def test_every_part_gets_its_mode_back():
+    network = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2)))
+    network.train()
+    network[1][1].eval()  # a frozen batch norm, as fine-tuning has it
+    before = [part.training for part in network.modules()]
+
+    def fails() -> None:
+        with evaluating(network) as same:
+            assert same is network
+            assert not any(part.training for part in network.modules())
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fails()
+    assert [part.training for part in network.modules()] == before
+    assert True in before
+    assert False in before
+
+
+@pytest.fixture
+def key(tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYSEED_CACHE", str(tmp_path / "cache"))
+    return BankKey(model="abc", source="def", size=64)
+
+
+def made_bank() -> FeatureBank:
+    return FeatureBank(torch.randn(7, 5), torch.arange(7), torch.arange(7) % 3 - 1)
+
+
+def refuse() -> FeatureBank:
+    raise AssertionError("computed anew")
+
+
+def assert_same(one: FeatureBank, other: FeatureBank) -> None:
+    assert torch.equal(one.features, other.features)
+    assert torch.equal(one.indices, other.indices)
+    assert (one.labels is None) == (other.labels is None)
+    if one.labels is not None and other.labels is not None:
+        assert torch.equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_bank_is_computed_once(key, labelled):
+    bank = made_bank() if labelled else FeatureBank(torch.randn(7, 5), torch.arange(7))
+    assert_same(cached(key, lambda: bank), bank)
+    assert_same(cached(key, refuse), bank)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        BankKey("abd", "def", 64),
+        BankKey("abc", "deg", 64),
+        BankKey("abc", "def", 96),
+        BankKey("abc", "def", 64, precision="bf16"),
+        BankKey("abcd", "ef", 64),
+    ],
+)
+def test_another_model_source_size_or_precision_is_another_bank(key, other):
+    cached(key, made_bank)
+    bank = made_bank()
+    assert_same(cached(other, lambda: bank), bank)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign"])
+def test_a_damaged_bank_is_computed_anew(key, damage):
+    cached(key, made_bank)
+    content = bytearray(key.path.read_bytes())
+    if damage == "flipped":
+        content[-3] ^= 1
+    key.path.write_bytes(
+        {"cut": content[:-4], "empty": b"", "foreign": b"{}" * 50}.get(damage, bytes(content))
+    )
+    bank = made_bank()
+    assert_same(cached(key, lambda: bank), bank)
+    assert_same(cached(key, refuse), bank)
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(key, monkeypatch):
+    def full(*_: object) -> None:
+        raise RunError("the disk is full")
+
+    monkeypatch.setattr(module, "write_arrays", full)
+    bank = made_bank()
+    assert_same(cached(key, lambda: bank), bank)

@@ -1,0 +1,180 @@
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tinyseed.errors import InputError
+from tinyseed.models.backbones import build_backbone
+from tinyseed.models.encoder import Encoder, build_projector, save_encoder
+from tinyseed.models.teacher import Teacher, load_model, load_teacher, weights_digest
+
+
+def images(size=32, count=3):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def encoder(name="mobilenetv3_small_050", seed=0):
+    backbone = build_backbone(name, seed=seed, image_size=32)
+    return Encoder(backbone, build_projector("mlp", backbone.width, 16, seed=seed))
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return load_teacher("resnet10t", weights="random", image_size=32)
+
+
+class Holder(nn.Module):
+    """As a method could hold its teacher."""
+
+    def __init__(self, teacher):
+        super().__init__()
+        self.teacher = teacher
+        self.student = nn.Linear(2, 2)
+
+
+def test_a_module_that_holds_it_has_none_of_it(teacher):
+    holder = Holder(teacher)
+    assert not isinstance(teacher, nn.Module)
+    assert len(list(holder.parameters())) == 2
+    assert list(holder.buffers()) == []
+    assert list(holder.state_dict()) == ["student.weight", "student.bias"]
+
+
+def test_train_does_not_reach_it(teacher):
+    before, rows = weights_digest(teacher._encoder.state_dict()), teacher(images())
+    holder = Holder(teacher).train().double().requires_grad_(True)
+    assert torch.equal(holder.teacher(images()), rows)
+    assert weights_digest(teacher._encoder.state_dict()) == before == teacher.digest
+    assert not any(parameter.requires_grad for parameter in teacher._encoder.parameters())
+
+
+def test_rows_are_constants_that_a_student_can_learn_from(teacher):
+    student = torch.randn(3, teacher.dim, requires_grad=True)
+    batch = images().requires_grad_(True)
+    rows = teacher(batch)
+    assert not rows.requires_grad
+    assert not rows.is_inference()
+    (student * rows).sum().backward()
+    torch.testing.assert_close(student.grad, rows)
+    assert batch.grad is None
+
+
+def test_a_named_teacher_gives_the_normalised_trunk(teacher):
+    features = teacher.features(images())
+    assert teacher.dim == teacher.width == features.shape[1] == 512
+    torch.testing.assert_close(teacher(images()), features / features.norm(dim=1, keepdim=True))
+    assert teacher.spec == "resnet10t, weights random"
+    assert teacher.parameters_count == sum(
+        p.numel() for p in timm.create_model("resnet10t", num_classes=0).parameters()
+    )
+    assert (teacher.mean, teacher.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_memory_format_changes_nothing(teacher):
+    moved = load_teacher("resnet10t", weights="random", image_size=32).to("cpu").channels_last()
+    batch = images()
+    torch.testing.assert_close(
+        moved(batch.to(memory_format=torch.channels_last)), teacher(batch), rtol=1e-5, atol=1e-6
+    )
+    assert next(moved._encoder.parameters()).is_contiguous(memory_format=torch.channels_last)
+    assert moved.digest == teacher.digest
+
+
+def test_digests_tell_weights_apart(teacher):
+    assert len(teacher.digest) == 16
+    assert teacher.digest != load_teacher("resnet10t", weights="random", image_size=32, seed=1).digest
+    state = {"a": torch.zeros(2, 3), "b": torch.ones(1)}
+    others = [
+        state | {"a": torch.zeros(3, 2)},
+        state | {"a": torch.zeros(2, 3).half()},
+        {"c": state["a"], "b": state["b"]},
+    ]
+    digests = {weights_digest(each) for each in (state, *others)}
+    assert len(digests) == 4
+    assert weights_digest({"s": torch.tensor(1)}) != weights_digest({"s": torch.tensor(2)})
+
+
+def test_a_random_teacher_is_no_student_of_the_same_seed():
+    student = build_backbone("resnet10t", seed=0, image_size=32)
+    assert load_teacher("resnet10t", weights="random", image_size=32, seed=0).digest != weights_digest(
+        Encoder(student).state_dict()
+    )
+
+
+@pytest.mark.parametrize("file", ["student.safetensors", "encoder.safetensors"])
+def test_a_run_folder_is_a_teacher_with_its_projector(tmp_path, file):
+    network = encoder().eval()
+    save_encoder(tmp_path, network, file=file, metadata={"mean": "0.1,0.2,0.3"})
+    teacher = load_teacher(tmp_path, image_size=64)
+    assert (teacher.dim, teacher.width, teacher.mean) == (16, 1024, (0.1, 0.2, 0.3))
+    assert teacher.spec == str(tmp_path)
+    assert torch.equal(teacher(images()), network(images()))
+    assert torch.equal(load_teacher(tmp_path / file).features(images()), network.features(images()))
+
+
+def test_a_folder_beside_is_found_by_its_bare_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_encoder(tmp_path / "resnet18", encoder())
+    assert load_model("resnet18").backbone.name == "mobilenetv3_small_050"
+    (tmp_path / "resnet10t").mkdir()  # holds no model: the name is meant
+    assert load_model("resnet10t", weights="random").backbone.name == "resnet10t"
+
+
+def test_a_local_weights_file_makes_a_teacher(tmp_path):
+    whole = timm.create_model("resnet10t").eval()
+    save_file(whole.state_dict(), tmp_path / "w.safetensors")
+    teacher = load_teacher("resnet10t", weights=tmp_path / "w.safetensors", image_size=32)
+    wanted = whole.forward_head(whole.forward_features(images()), pre_logits=True)
+    assert torch.equal(teacher.features(images()), wanted)
+
+
+def test_random_is_a_model_of_random_weights():
+    one, other = (
+        load_model("random:resnet10t", image_size=32, seed=3),
+        build_backbone("resnet10t", seed=3, image_size=32),
+    )
+    assert weights_digest(one.backbone.state_dict()) == weights_digest(other.state_dict())
+    assert not one.training
+
+
+def refused(*arguments, load=load_teacher, **settings):
+    with pytest.raises(InputError) as caught:
+        load(*arguments, **settings)
+    return str(caught.value)
+
+
+def test_mistakes_are_told(tmp_path):
+    save_encoder(tmp_path / "run", encoder())
+    (tmp_path / "w.pth").write_bytes(b"")
+    run, gone = tmp_path / "run", tmp_path / "gone"
+    assert refused(gone).startswith(f"--teacher: {gone}: no such file or folder")
+    assert refused("runs/gone", weights="random").startswith("--teacher: runs/gone: no such file or folder")
+    assert refused("gone.safetensors").startswith("--teacher: gone.safetensors: no such file or folder")
+    assert refused(tmp_path).startswith(f"--teacher: {tmp_path}: holds neither student.safetensors nor")
+    assert refused(tmp_path / "w.pth").endswith("give the model's name, and the file as --teacher-weights")
+    assert refused(run, weights="random") == (
+        f"--teacher-weights: random: {run} has weights of its own; leave these out"
+    )
+    assert refused("resnet10t", weights=gone) == f"--teacher-weights: {gone}: no such file"
+    assert refused("resnet81", weights="random").startswith(
+        "--teacher: resnet81: unknown model; did you mean"
+    )
+    assert refused("resnet10t", small_stem=True).startswith(
+        "--small-stem: resnet10t: pre-trained weights have no"
+    )
+    assert refused("random:resnet81", load=load_model).startswith(
+        "--model: resnet81: unknown model; did you mean"
+    )
+
+
+def test_a_size_that_it_cannot_take_is_told(tmp_path):
+    backbone = build_backbone("test_vit", seed=0, image_size=64)
+    save_encoder(tmp_path, Encoder(backbone))
+    assert "test_vit: cannot take images of 70 px" in refused(tmp_path, image_size=70)
+    assert load_teacher(tmp_path, image_size=96)(images(96)).shape == (3, backbone.width)
+
+
+def test_only_an_encoder_makes_a_teacher():
+    teacher = Teacher(encoder(), "ours")
+    assert (teacher.spec, teacher.dim, teacher.input.size) == ("ours", 16, 32)
