@@ -1,9 +1,9 @@
 """What the whole distillation loop costs beside the bare networks.
 
-The loop: reading, decoding, crops (in worker processes), colour and blur, both networks, loss over a full queue, optimizer,
-queue. Bare: the same two networks, backward and the same optimizer on one batch of ready tensors in memory, same precision and
-memory format, without loss over a queue (the loss is the student's mean output). Both are timed in one process in turns;
-medians over the turns.
+The loop: reading, decoding, crops (in worker processes), colour and blur, both networks, loss over a full queue,
+optimizer, queue. Bare: the same two networks, backward and the same optimizer on one batch of ready tensors in memory,
+same precision and memory format, without loss over a queue (the loss is the student's mean output). Both are timed in
+one process in turns; medians over the turns.
 
     python bench/step.py [--turns 7] [--steps 8] [--case NAME]
 
@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from common import machine, write_results
 from PIL import Image
 from torch import nn
 
+from common import machine, write_results
 from tinyseed.assets import clothing
 from tinyseed.data.decode import decode
 from tinyseed.data.loader import training_batches
@@ -35,6 +35,8 @@ from tinyseed.engine.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Case:
+    """Two networks at a size."""
+
     name: str
     teacher: str
     student: str
@@ -106,7 +108,8 @@ def measure(case: Case, folder: Path, turns: int, steps: int) -> dict:
     parts = dissect(run, batches, steps, case)
     whole, base = statistics.median(whole_times), statistics.median(bare_times)
     print(
-        f"\n{case.name}  (batch {case.batch}, queue {case.queue:,}, {run.config.precision}, {run.config.workers} worker)"
+        f"\n{case.name}  (batch {case.batch}, queue {case.queue:,}, {run.config.precision}, "
+        f"{run.config.workers} workers)"
     )
     print(f"  whole loop   {1000 * whole:7.3f} ms/image   {1 / whole:7.0f} img/s")
     print(f"  bare nets    {1000 * base:7.3f} ms/image   {1 / base:7.0f} img/s")

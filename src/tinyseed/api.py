@@ -105,12 +105,12 @@ def _several(paths: Paths) -> tuple[str, ...]:
 def _settings(config: type, given: dict[str, Any]) -> dict[str, Any]:
     """Settings as their fields hold them; an unknown name is refused with the closest one."""
     known = {field.name for field in dataclasses.fields(config)}
-    for name in given:
+    for name, value in given.items():
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             raise InputError(
                 name,
-                given[name],
+                value,
                 f"no such setting; did you mean {close[0]}?" if close else "no such setting",
             )
     several = {"val_data"}

@@ -24,7 +24,7 @@ tinyseed VERB --help shows an example and every flag; tinyseed --version the ver
 """
 
 EXAMPLES = {
-    "distill": "tinyseed distill --data photos/ --teacher runs/teacher --student mobilenetv3_small_100 --out runs/small",
+    "distill": "tinyseed distill --data photos/ --teacher runs/teacher --student resnet18 --out runs/small",
     "pretrain": "tinyseed pretrain moco-v2 --data photos/ --backbone resnet50 --out runs/teacher",
     "evaluate": "tinyseed evaluate knn --model runs/small --train-data train/ --test-data test/",
     "demo": "tinyseed demo",

@@ -223,7 +223,10 @@ def draw(config: DemoConfig, models: dict[str, Seen]) -> Path:
     chosen = [int(np.flatnonzero(labels == label)[0]) for label in frequent]
     queries = [_query(place, [models[name] for name in shown], train, test) for place in chosen]
     path = config.out / "neighbours.png"
-    caption = f"Nearest of {len(train):,} training photos. Green: same class. The first test photo of each large class, not picked."
+    caption = (
+        f"Nearest of {len(train):,} training photos; green: same class. "
+        "Rows: the first test photo of each of the largest classes, not picked."
+    )
     titles = ["teacher", "student, distilled", "student, random weights"]
     draw_neighbours(path, titles, queries, caption)
     return path

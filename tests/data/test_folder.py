@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -292,7 +293,10 @@ def test_paths_and_labels_are_mapped_from_the_file(tmp_path):
     source = open_source([str(tree(tmp_path, ["a/1.jpg", "b/2.jpg"]))])
     for array in (source.paths.text, source.paths.offsets, source.labels):
         assert isinstance(owner(array), np.memmap)
-        assert not array.flags.writeable
+    torch.from_numpy(source.labels)[0] = 5  # PyTorch would warn of an array that cannot be written
+    again = open_source([str(tmp_path)])
+    assert again.labels.tolist() == [0, 1]
+    assert source.labels.tolist() == [5, 1]
 
 
 def owner(array):
@@ -397,7 +401,10 @@ def test_an_empty_list(tmp_path, content):
 
 def test_a_list_that_is_no_text(tmp_path):
     (tmp_path / "list.txt").write_bytes(b"\0\xff\xfe\0" * 50)
-    with pytest.raises(InputError, match="are no files"):
+    with pytest.raises(InputError, match="is no text"):
+        open_source([str(tmp_path / "list.txt")])
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(InputError, match=r"first \\xff\\xfe"):
         open_source([str(tmp_path / "list.txt")])
 
 

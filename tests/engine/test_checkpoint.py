@@ -56,7 +56,8 @@ def test_a_really_full_disk_leaves_the_last_checkpoint(tmp_path):
         from tinyseed.engine.checkpoint import Checkpoint
         from tinyseed.errors import RunError
         def content(step, size):
-            return Checkpoint(step=step, elapsed=0.0, images=1, module={{"w": torch.zeros(size)}}, method={{}}, optimizer={{}}, precision={{}})
+            parts = dict(module={{"w": torch.zeros(size)}}, method={{}}, optimizer={{}}, precision={{}})
+            return Checkpoint(step=step, elapsed=0.0, images=1, **parts)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         path = Path({str(tmp_path / "last.ckpt")!r})

@@ -47,6 +47,7 @@ def launch(processes: int, photos: Path, out: Path, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         timeout=300,
+        check=False,
         cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -21,7 +22,7 @@ def test_a_schedule_in_epochs_rises_to_its_peak_and_falls_to_nearly_nothing():
     assert rates[0] == pytest.approx(1 / 50)  # the first step of the warm-up already learns
     assert max(rates) == pytest.approx(1.0)
     assert rates.index(max(rates)) in (49, 50)
-    assert all(later <= earlier for earlier, later in zip(rates[50:], rates[51:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(rates[50:]))
     assert rates[-1] < 1e-5
 
 

@@ -46,7 +46,7 @@ def test_timm_loads_the_network_strictly_and_sees_the_same(name):
     assert torch.equal(backbone(batch), plain(batch))
 
 
-SOME = (
+QUICK = (
     "resnet18",
     "mobilenet_v2",
     "mobilenet_v3_small",
@@ -54,21 +54,21 @@ SOME = (
     "regnet_y_400mf",
     "squeezenet1_1",
 )
-FIXED = {"maxvit_t": 224}
-ALL = [
-    name
-    for name in torchvision.models.list_models(torchvision.models)
-    if name not in ("googlenet", "inception_v3")
-]
-MANY = [name for name in ALL if torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"] < 3e7]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name in SOME else pytest.mark.slow) for name in [*MANY, "vit_b_16"]],
+SLOW = (
+    "alexnet",
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_v2_s",
+    "maxvit_t",
+    "regnet_x_400mf",
+    "resnext50_32x4d",
 )
+SLOW += ("shufflenet_v2_x0_5", "swin_t", "swin_v2_t", "vgg11", "vit_b_16")
+
+
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_torchvision_features_are_what_its_classifier_is_given(name):
-    size = FIXED.get(name, 64)
+    size = 224 if name == "maxvit_t" else 64
     backbone = build_backbone(f"torchvision/{name}", seed=0, image_size=size).eval()
     kwargs = {"image_size": size} if name.startswith("vit") else {}
     whole = torchvision.models.get_model(name, **kwargs).eval()
@@ -193,6 +193,7 @@ def test_vision_transformers_take_the_size_that_they_are_built_for():
         ("resnet18.a1_in2k", "resnet18.a1_in1k"),
         ("mobilnetv3_small_050", "mobilenetv3_small_050"),
         ("torchvision/googlenet", "torchvision/"),
+        ("torchvision/mnasnet1_0", "torchvision/"),
         ("qqqqqqqq", "torchvision/NAME"),
         ("hf-hub:someone/model", "torchvision/NAME"),
     ],

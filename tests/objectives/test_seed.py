@@ -360,3 +360,13 @@ def test_temperatures_out_of_range(name, value):
     z = torch.ones(2, 3)
     with pytest.raises(ValueError, match=rf"{name}: {value}: give a finite number above 0"):
         seed_loss(z, z, z, **{name: value})
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("place", [0, 350, 699])
+def test_no_bad_number_is_hidden(bad, which, place):
+    """A run stops at a loss that is no number, so no kernel may lose one."""
+    vectors = scene(700, 700, 16)
+    vectors[which][place, 3] = bad
+    assert not seed_loss(*vectors).isfinite()

@@ -1,7 +1,7 @@
-"""Addressed randomness: (seed, epoch, image, name of the choice) → uniform numbers. Imports nothing of tinyseed.
+"""Addressed randomness: (seed, epoch, image, name of choice) → uniform numbers. Imports nothing of tinyseed.
 
-Nothing is consumed: each number is looked up by its address. So a resumed run, any number of workers or processes and
-any make-up of the batches see the very same choices.
+Nothing is consumed: each number is looked up by its address. So a resumed run, any number of workers or
+processes and any make-up of the batches see the very same choices.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ def uniforms(
 ) -> Float64[np.ndarray, "n count"]:
     """Uniform numbers for one choice about each of these images.
 
-    The row of an image depends on the seed, the epoch, the name and its own index alone, not on its neighbours in
-    `indices`; and its first numbers do not depend on `count`.
+    The row of an image depends on the seed, the epoch, the name and its own index alone, not on its neighbours
+    in `indices`; and its first numbers do not depend on `count`.
 
     Args:
         seed: the run's seed, any integer from 0.
@@ -70,7 +70,7 @@ def _words(
         first, second, third, fourth = philox(counter.reshape(4, -1), key)
         words[start : start + rows, :, 0] = (first << 32 | second).reshape(shape)
         words[start : start + rows, :, 1] = (third << 32 | fourth).reshape(shape)
-    return words.reshape(len(indices), -1)[:, :count]
+    return words.reshape(len(indices), 2 * blocks)[:, :count]
 
 
 def _key(seed: int, epoch: int, name: str) -> tuple[int, int]:
@@ -83,7 +83,7 @@ def _key(seed: int, epoch: int, name: str) -> tuple[int, int]:
 
 
 def philox(counter: UInt64[np.ndarray, "4 n"], key: tuple[int, int]) -> UInt64[np.ndarray, "4 n"]:
-    """Philox4x32-10: a block cipher's worth of mixing of a counter; each row holds 32-bit words in 64-bit lanes.
+    """Philox4x32-10: four random words for each counter; rows are 32-bit words in 64-bit lanes.
 
     Source: Salmon et al. 2011, Parallel Random Numbers: As Easy as 1, 2, 3, section 3.3.
     """

@@ -120,7 +120,8 @@ def read_arrays(path: Path, *, mapped: bool = False, check: bool = True) -> Stor
         The entry, or None where there is none or a damaged one.
     """
     try:
-        content = np.asarray(np.memmap(path, np.uint8, "r")) if mapped else np.fromfile(path, np.uint8)
+        # Mapped copy-on-write: the file stays as it is, and PyTorch takes the arrays without a warning.
+        content = np.asarray(np.memmap(path, np.uint8, "c")) if mapped else np.fromfile(path, np.uint8)
         start = 8 + int.from_bytes(content[:8].tobytes(), "little")
         header = json.loads(content[8:start].tobytes())
         texts = header.pop("__metadata__")

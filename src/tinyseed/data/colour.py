@@ -1,12 +1,12 @@
-"""Colour and blur of a batch of RGB images in [0, 1], each with its own parameters. May import tinyseed.shapes.
+"""Colour and blur of a batch of RGB images in [0, 1], each with its own parameters. Imports tinyseed.shapes.
 
-Every function works on CPU and CUDA without synchronising. A name that ends in an underscore changes its argument.
+Nothing here waits for a GPU. A function whose name ends in an underscore changes its argument.
 """
 
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from tinyseed.shapes import Images
@@ -31,8 +31,8 @@ def blend_(
 ) -> Images:
     """Move each image away from its anchor (factor > 1) or towards it (factor < 1), then clamp to [0, 1].
 
-    The anchor makes the operation: black for brightness, its own grayscale for saturation, the mean of that for
-    contrast. So one batch can hold all three.
+    The anchor makes the operation: black for brightness, the image's grayscale for saturation, the mean of that
+    for contrast. So one batch can hold all three.
 
     Args:
         images: in [0, 1]; overwritten.
@@ -46,50 +46,56 @@ def blend_(
     return torch.lerp(anchor.unsqueeze(1), images, factor.view(-1, 1, 1, 1), out=images).clamp_(0, 1)
 
 
-def shift_hue_(images: Float[Tensor, "n 3 h w"], turns: PerImage, *, wide: bool = True) -> Images:
+def shift_hue(
+    images: Float[Tensor, "n 3 h w"], turns: PerImage, *, wide: bool = True
+) -> Float[Tensor, "n 3 h w"]:
     """Turn each image's hue, keeping saturation and value (HSV).
 
-    Hue is the position on the edge of a hexagon with red, yellow, green, cyan, blue and magenta at its corners. With
-    M, m and d the greatest, least and middle channel of a pixel and s = 6 · turns · (M − m), a turn of at most a sixth takes
-    channel c, which n follows and p precedes in the cycle r g b, to clamp(2c − d − s · sign(n − p), m, M): HSV's
-    conversion there and back without division, branch or table. A third of a turn just moves the channels on.
+    Hue is the place on the edge of a hexagon whose corners are red, yellow, green, cyan, blue and magenta. With
+    M, m and d the greatest, least and middle channel of a pixel and s = 6 · turns · (M − m), a turn of at most a
+    sixth takes channel c, between n and p in the cycle r g b, to clamp(2c − d − s · sign(n − p), m, M). That
+    equals the way to HSV and back, without its division, branches and table. A third of a turn just moves the
+    channels on.
 
     Args:
-        images: in [0, 1]; overwritten.
+        images: in [0, 1].
         turns: in [−0.5, 0.5]; 0 changes nothing.
         wide: False promises that no turn exceeds 1/6, and saves the step that moves channels.
     """
     if wide:
         thirds = (turns * 3).round()
         turns = turns - thirds / 3
-        _move_channels_on_(images, thirds.long())
+        images = _moved_on(images, thirds.long())
     red, green, blue = images.unbind(1)
     high, low = images.amax(1), images.amin(1)
     middle = (red + green).add_(blue).sub_(high).sub_(low)
     step = (high - low).mul_(_column(turns * 6))
-    direction = torch.empty_like(images)
-    for result, following, preceding in zip(
-        direction.unbind(1), (green, blue, red), (blue, red, green), strict=True
-    ):
-        torch.sub(following, preceding, out=result)
-    moved = torch.lerp(middle.unsqueeze(1), images, 2.0)  # 2c − d
-    moved.addcmul_(direction.sign_(), step.unsqueeze(1), value=-1)
-    return torch.clamp(moved, low.unsqueeze(1), high.unsqueeze(1), out=images)
+    shifted, sign = torch.empty_like(images), torch.empty_like(high)
+    cycle = ((red, green, blue), (green, blue, red), (blue, red, green))
+    for result, (channel, following, preceding) in zip(shifted.unbind(1), cycle, strict=True):
+        torch.sub(following, preceding, out=sign).sign_()
+        torch.lerp(middle, channel, 2.0, out=result)  # 2c − d
+        result.addcmul_(sign, step, value=-1)
+        torch.clamp(result, low, high, out=result)
+    return shifted
 
 
-def _move_channels_on_(images: Images, thirds: Tensor) -> None:
-    """A third of a turn makes red green, green blue and blue red."""
+def _moved_on(images: Images, thirds: Int64[Tensor, " n"]) -> Images:
+    """So many thirds of a turn: each makes red green, green blue and blue red."""
     n, channels = images.shape[:2]
     colour = torch.arange(channels, device=images.device)
-    source = (colour - thirds[:, None]) % channels + channels * torch.arange(n, device=images.device)[:, None]
-    images.copy_(images.flatten(0, 1).index_select(0, source.flatten()).view_as(images))
+    image = channels * torch.arange(n, device=images.device).unsqueeze(1)
+    source = (colour - thirds.unsqueeze(1)) % channels + image
+    return images.flatten(0, 1).index_select(0, source.flatten()).view_as(images)
 
 
 def gaussian_blur(images: Float[Tensor, "n 3 h w"], sigma: PerImage, radius: int) -> Float[Tensor, "n 3 h w"]:
     """Gaussian blur with edges mirrored about the outermost pixel.
 
-    The kernel has 2 · radius + 1 taps, exp(−x²/2σ²) at the integers, scaled to the sum 1; the radius is cut to the side's length
-    − 1. Both passes are matrix products, with a matrix for each image that holds the mirrored edges.
+    The kernel has 2 · radius + 1 taps, exp(−x²/2σ²) at the integers, scaled to the sum 1; where a side is not
+    longer than the radius, the radius is the side − 1. Both passes are matrix products, with a matrix for each
+    image that holds the mirrored edges; they follow `torch.set_float32_matmul_precision`, whose default is full
+    float32.
 
     Args:
         images: any range.
@@ -127,17 +133,17 @@ def _smooth(matrices: Tensor, lines: Tensor, radius: int, result: Tensor) -> Non
 
 
 def _matrices(sigma: PerImage, length: int, radius: int) -> Float[Tensor, "n m m"]:
-    """The blur of a line as a matrix for each sigma; of a long line, whose inner blocks are all the same, of 3 blocks."""
+    """The blur of a line as a matrix for each sigma; a long line, whose inner blocks are all alike, has 3 blocks."""
     if length > DENSE_UP_TO and radius <= BLOCK:
         length = 3 * BLOCK
     radius = min(radius, length - 1)
     distance = torch.arange(radius + 1, device=sigma.device)
     taps = torch.exp(-0.5 * (distance / sigma[:, None]).square())
-    taps = torch.nn.functional.threshold(
-        taps, 1e-12, 0
-    )  # subnormal numbers make the products ten times slower
+    # Subnormal numbers would make the products ten times slower.
+    taps = torch.nn.functional.threshold(taps, 1e-12, 0)
     taps = taps / (2 * taps.sum(1, keepdim=True) - 1)  # the middle tap, exp(0) = 1, stands once
-    return (taps @ _mirrored_offsets(length, radius, sigma.device)).view(-1, length, length)
+    offsets = _mirrored_offsets(length, radius, sigma.device)
+    return (taps @ offsets.to(taps.dtype)).view(-1, length, length)
 
 
 @lru_cache(maxsize=32)

@@ -150,6 +150,8 @@ def open_list(path: Path, field: str) -> FileSource:
         content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise InputError(field, path, f"cannot be read: {error.strerror}") from error
+    if b"\0" in content:
+        raise InputError(field, path, "is no text: write a path a line")
     root = os.fsencode(path.absolute().parent)
     shelf = cache_folder() / f"lists-{_LAYOUT}" / digest(root, path.name)
     fingerprint = digest(content)

@@ -52,7 +52,7 @@ class TrainingBatch:
     given_up: bool = False
 
     def pin_memory(self) -> "TrainingBatch":
-        """Move to page-locked memory (called by DataLoader), so that the transfer to a GPU runs beside the work there."""
+        """Move to page-locked memory (called by DataLoader): the transfer to a GPU then runs beside its work."""
         return replace(self, pixels=tuple(pixels.pin_memory() for pixels in self.pixels))
 
     def to(self, device: torch.device) -> "TrainingBatch":

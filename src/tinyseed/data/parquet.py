@@ -171,22 +171,25 @@ def _extract(path: Path, option: str, images_at: Path, rows_at: Path, identity: 
             _check_space(file.metadata, path, option, images_at.parent)
             with replacing(images_at) as written:
                 table = _stream(file, columns, written)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:  # UnicodeError: names that are no text
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(option, path, f"cannot be read as Parquet: {reason[:200]}") from error
     labels, classes = table.labels.finish(columns.names, path, option)
+    offsets = np.concatenate([[0], *table.lengths]).cumsum(dtype=np.int64)
+    outside = Strings.of(table.paths)
+    fingerprint = digest(identity, offsets, labels, outside.text, *classes)
     write_arrays(
         rows_at,
         {
-            "offsets": np.concatenate([[0], *table.lengths]).cumsum(dtype=np.int64),
+            "offsets": offsets,
             "labels": labels,
             "outside": np.array(table.outside, np.int64),
-            "paths": Strings.of(table.paths).text,
-            "path_offsets": Strings.of(table.paths).offsets,
+            "paths": outside.text,
+            "path_offsets": outside.offsets,
         },
-        {"classes": json.dumps(classes), "fingerprint": digest(identity, json.dumps(classes))},
+        {"classes": json.dumps(classes), "fingerprint": fingerprint},
     )
 
 
@@ -233,7 +236,7 @@ def _image_column(schema: pa.Schema) -> str | None:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _is_label(kind: pa.DataType) -> bool:
@@ -243,7 +246,6 @@ def _is_label(kind: pa.DataType) -> bool:
         pa.types.is_boolean,
         pa.types.is_string,
         pa.types.is_large_string,
-        pa.types.is_string_view,
     )
     return any(test(kind) for test in tests)
 
@@ -377,6 +379,6 @@ def _payload(encoded: pa.Array) -> tuple[memoryview, NDArray[np.int64]]:
 def _note_outside(paths: pa.Array, rows: NDArray[np.int64], first: int, seen: _Streamed) -> None:
     for row in rows.tolist():
         path = paths[row].as_py()
-        if path:
+        if path and "\0" not in path:
             seen.outside.append(first + row)
             seen.paths.append(os.fsencode(path))

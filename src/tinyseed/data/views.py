@@ -1,17 +1,16 @@
-"""Views: an image is cropped on the CPU, then coloured, blurred and flipped on the device with its whole batch.
+"""Views: an image is cropped on the CPU, then its whole batch is coloured, blurred and flipped on the device.
 
-Imports tinyseed.data.addressed, tinyseed.data.colour, tinyseed.data.decode and tinyseed.shapes.
+Imports tinyseed.data.addressed, .colour, .crop and .decode, and tinyseed.shapes.
 
-    crop     random_view, random_views, evaluation_view    encoded bytes → uint8 [3, size, size], in a worker
-    draw     draw_view                                     (seed, epoch, images, view) → what is done to each image
-    render   render, normalise                             uint8 [n, 3, h, w] → float32, on the device
+    crop     random_views, evaluation_view    encoded bytes → uint8 [3, size, size], in a worker process
+    draw     draw_view                        (seed, epoch, images, view) → what is done to each image
+    render   render, normalise                uint8 [n, 3, h, w] → float32, on the device
 """
 
 import math
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -22,22 +21,26 @@ from PIL import Image
 from torch import Tensor
 
 from tinyseed.data.addressed import uniforms
-from tinyseed.data.colour import blend_, gaussian_blur, grayscale, shift_hue_
+from tinyseed.data.colour import blend_, gaussian_blur, grayscale, shift_hue
+from tinyseed.data.crop import (
+    CROP_DRAWS,
+    centre_box,
+    crop_box,
+    jpeg_size,
+    largest_reduction,
+    reduced_box,
+)
 from tinyseed.data.decode import decode
 from tinyseed.shapes import Images, Pixels
 
 IMAGENET_MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
 IMAGENET_STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
-CROP_TRIES = 10
-CROP_DRAWS = 4 * CROP_TRIES
-"""Uniform numbers that a random crop may need: area, ratio, top and left of each try."""
-
 COLOUR_DRAWS = 13
 """Uniform numbers for the rest of a view: jitter?, 4 factors, 4 for their order, gray?, blur?, sigma, flip?"""
 
 CHUNK_BYTES = 640 * 1024
-"""Float images that one CPU core works through at once; with the temporaries they fit its second-level cache."""
+"""Float images that one CPU core works through at once: with the temporaries about its second-level cache."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class ViewSettings:
     Raises:
         ValueError: a value out of its range.
 
-    Source: Chen et al. 2020, Improved Baselines with Momentum Contrastive Learning, arXiv 2003.04297, and its published
-        settings; Fang et al. 2021 (SEED), section 4.1.
+    Source: Chen et al. 2020 (MoCo v2), arXiv 2003.04297, section 3, and its published settings; Fang et al. 2021
+        (SEED), section 4.1.
     """
 
     crop_scale: tuple[float, float] = (0.2, 1.0)
@@ -91,41 +94,6 @@ def _require(holds: bool, name: str, settings: ViewSettings, span: str) -> None:
 # --------------------------------------------------------------------------------------------------- crop
 
 
-class Box(NamedTuple):
-    """A part of an image in pixels, as Pillow names it."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-
-def crop_box(width: int, height: int, draws: Float64[np.ndarray, " 40"], settings: ViewSettings) -> Box:
-    """Choose the part of an image that a view shows: whole pixels, area and ratio as drawn.
-
-    Ten tries; where none fits into the image, its middle, as large as the ratios allow.
-
-    Source: torchvision's RandomResizedCrop, whose distribution this has.
-    """
-    low, high = settings.crop_scale
-    least, greatest = settings.crop_ratio
-    numbers = iter(draws.tolist())
-    for area, ratio, down, right in zip(numbers, numbers, numbers, numbers, strict=True):
-        pixels = width * height * (low + (high - low) * area)
-        aspect = least * (greatest / least) ** ratio
-        w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = int(right * (width - w + 1)), int(down * (height - h + 1))
-            return Box(left, top, left + w, top + h)
-    w, h = width, height
-    if width / height < least:
-        h = round(width / least)
-    elif width / height > greatest:
-        w = round(height * greatest)
-    left, top = (width - w) // 2, (height - h) // 2
-    return Box(left, top, left + w, top + h)
-
-
 def random_view(
     data: bytes, draws: Float64[np.ndarray, " 40"], settings: ViewSettings, size: int
 ) -> UInt8[np.ndarray, "3 size size"]:
@@ -134,6 +102,7 @@ def random_view(
     Args:
         data: the encoded file.
         draws: uniform numbers, `CROP_DRAWS` of them.
+        settings: of which the crop's scale and ratio count here.
         size: side of the view in pixels.
 
     Raises:
@@ -152,20 +121,21 @@ def random_views(
     Raises:
         BadImage: the image cannot be decoded.
     """
-    full = _jpeg_size(data)
+    assert draws.shape[1] == CROP_DRAWS
+    full = jpeg_size(data)
     decoded: dict[int, Image.Image] = {}
     views = []
     for numbers in draws:
-        scale = 1 if full is None else _draft_scale(full, numbers, settings, size)
-        if scale not in decoded:
-            decoded[scale] = decode(data, draft_size=min(full) // scale if full and scale > 1 else None)
-        image = decoded[scale]
-        if full is None or scale == 1:
-            box = crop_box(*image.size, numbers, settings)
-            part = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
+        choose = partial(crop_box, draws=numbers, scale=settings.crop_scale, ratio=settings.crop_ratio)
+        reduction = 1 if full is None else largest_reduction(full, choose, size)
+        if reduction not in decoded:
+            draft_size = min(full) // reduction if full and reduction > 1 else None
+            decoded[reduction] = decode(data, draft_size=draft_size)
+        image = decoded[reduction]
+        if full is None or reduction == 1:
+            part = image.crop(choose(*image.size)).resize((size, size), Image.Resampling.BILINEAR)
         else:
-            box = _scaled(crop_box(*_turned_like(image, full), numbers, settings), image, full)
-            part = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+            part = image.resize((size, size), Image.Resampling.BILINEAR, box=reduced_box(image, full, choose))
         views.append(_planes(part))
     return views
 
@@ -173,65 +143,20 @@ def random_views(
 def evaluation_view(data: bytes, size: int) -> UInt8[np.ndarray, "3 size size"]:
     """Decode an image, bring its short side to 256/224 of the size and cut out the middle.
 
-    Bilinear with antialiasing, as torchvision's Resize and CenterCrop on a Pillow image. A JPEG of at least four times the
-    size is decoded at 1/2, 1/4 or 1/8.
+    Bilinear with antialiasing, as torchvision's Resize and CenterCrop on a Pillow image. A JPEG whose short side is
+    more than four times that is decoded at 1/2, 1/4 or 1/8.
 
     Raises:
         BadImage: the image cannot be decoded.
     """
     short = int(size * 256 / 224)
     image = decode(data, draft_size=2 * short)
-    width, height = image.size
-    resized = (
-        (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
-    )
-    left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
-    across, down = width / resized[0], height / resized[1]
-    box = Box(left * across, top * down, min(width, (left + size) * across), min(height, (top + size) * down))
+    box = centre_box(*image.size, short, size)
     return _planes(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 def _planes(image: Image.Image) -> UInt8[np.ndarray, "3 h w"]:
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height as a JPEG's header tells them, before EXIF turns the image; None where this is none."""
-    if not data.startswith(b"\xff\xd8"):
-        return None
-    position = 2
-    while position + 9 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header, not a table
-            height, width = struct.unpack_from(">HH", data, position + 5)
-            return (width, height) if width and height else None
-        filler = marker == 0xFF
-        position += 1 if filler else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return None
-
-
-def _draft_scale(
-    full: tuple[int, int], draws: Float64[np.ndarray, " 40"], settings: ViewSettings, size: int
-) -> int:
-    """How much smaller a JPEG may be decoded; whether EXIF swaps its sides is not known yet, so for the worse case."""
-    if min(full) < 4 * size:
-        return 1
-    boxes = (crop_box(*full, draws, settings), crop_box(full[1], full[0], draws, settings))
-    side = min(min(box.right - box.left, box.bottom - box.top) for box in boxes)
-    return next((scale for scale in (8, 4, 2) if side >= 2 * size * scale), 1)
-
-
-def _turned_like(image: Image.Image, full: tuple[int, int]) -> tuple[int, int]:
-    """The full size, its sides swapped where the decoded image's are."""
-    same = (image.width >= image.height) == (full[0] >= full[1])
-    return full if same else (full[1], full[0])
-
-
-def _scaled(box: Box, image: Image.Image, full: tuple[int, int]) -> Box:
-    width, height = _turned_like(image, full)
-    across, down = image.width / width, image.height / height
-    right, bottom = min(image.width, box.right * across), min(image.height, box.bottom * down)
-    return Box(box.left * across, box.top * down, right, bottom)
 
 
 # --------------------------------------------------------------------------------------------------- draw
@@ -263,8 +188,8 @@ Span = tuple[int, int]
 class Group(NamedTuple):
     """Neighbouring rows of the sorted batch that take the same path.
 
-    `hue_step` says which of the four steps of the jitter turns the hue; None: no jitter. `flips`, `gray` and `blur` are
-    the spans of rows to which that happens; the first are two.
+    `hue_step` says which of the four steps of the jitter turns the hue; None: no jitter. `flips` (two), `gray` and
+    `blur` are the spans of rows to which that happens.
     """
 
     start: int
@@ -281,8 +206,8 @@ class ViewDraws:
 
     Attributes:
         rows: for each row of the sorted batch the image's place in the batch.
-        numbers: for each row 3 blend factors, 3 weights of its own gray, 3 of its mean gray, the hue's turns, the
-            blur's sigma.
+        numbers: for each row 3 blend factors, 3 weights of its own gray, 3 of its mean gray, the hue's turns and
+            the blur's sigma.
         groups: the rows that take the same path.
         blur_radius: in pixels.
         wide_hue: whether a hue may turn by more than 1/6.
@@ -305,7 +230,7 @@ def drawn(
 ) -> Drawn:
     """Draw one view of each image: a pure function of (seed, epoch, index, view).
 
-    Source: torchvision's ColorJitter, RandomGrayscale and RandomHorizontalFlip, whose distributions these have.
+    Source: torchvision's ColorJitter, RandomGrayscale and RandomHorizontalFlip, whose distributions it has.
     """
     numbers = uniforms(seed, epoch, indices, f"colour-{view}", COLOUR_DRAWS)
     reach = np.array([settings.brightness, settings.contrast, settings.saturation])
@@ -343,26 +268,17 @@ def draw_view(
 
 
 _FINISHES = np.array([[[0, 1], [7, 6]], [[3, 2], [4, 5]]])
-"""The order, in a group, of what follows the jitter: [gray, blur, flip]. The gray ones are one span, the blurred one, the
-flipped two."""
+"""Where in its group a row stands, by [gray, blur, flip]: gray is one span then, blur one, flip two."""
 
 
 def plan(draws: Drawn, settings: ViewSettings) -> ViewDraws:
     """Sort a batch by what is done to its images."""
     hue_step = np.where(draws.jitter, (draws.order == 3).argmax(1), 4)
-    path = (
-        8 * hue_step
-        + _FINISHES[draws.gray.astype(int), (draws.sigma > 0).astype(int), draws.flip.astype(int)]
-    )
+    finish = _FINISHES[draws.gray.astype(int), (draws.sigma > 0).astype(int), draws.flip.astype(int)]
+    path = 8 * hue_step + finish
     images = np.argsort(path, kind="stable")
     starts = np.concatenate(([0], np.cumsum(np.bincount(path, minlength=40)))).tolist()
-    groups = []
-    for step in range(5):
-        at = starts[8 * step : 8 * step + 9]
-        flips = ((at[1], at[3]), (at[5], at[7]))
-        groups.append(
-            Group(at[0], at[8], step if step < 4 else None, flips, gray=(at[2], at[6]), blur=(at[4], at[8]))
-        )
+    groups = [_group(step, starts[8 * step : 8 * step + 9]) for step in range(5)]
     blends = draws.order[draws.order != 3].reshape(-1, 3)
     factors = np.take_along_axis(draws.factors, blends, 1)
     turns, sigma = draws.factors[:, 3:], draws.sigma[:, None]
@@ -374,6 +290,13 @@ def plan(draws: Drawn, settings: ViewSettings) -> ViewDraws:
         blur_radius=math.ceil(4 * settings.blur_sigma[1]),
         wide_hue=settings.hue > 1 / 6,
     )
+
+
+def _group(step: int, starts: list[int]) -> Group:
+    """The group whose eight finishes start at these rows; the ninth is where it ends."""
+    flips = ((starts[1], starts[3]), (starts[5], starts[7]))
+    gray, blur = (starts[2], starts[6]), (starts[4], starts[8])
+    return Group(starts[0], starts[8], step if step < 4 else None, flips, gray, blur)
 
 
 # ------------------------------------------------------------------------------------------------- render
@@ -407,18 +330,18 @@ def render(pixels: Pixels, draws: ViewDraws, out: Images | None = None) -> Image
                     part = _part(images, chunk, span)
                     part.copy_(part.flip(3))
                 images = images.to(torch.float32).mul_(1 / 255)
-                _render_chunk_(images, chunk, draws)
-                result.index_copy_(0, rows, images)
+                result.index_copy_(0, rows, _finished(images, chunk, draws))
     return result
 
 
-def _render_chunk_(images: Images, chunk: Group, draws: ViewDraws) -> None:
+def _finished(images: Images, chunk: Group, draws: ViewDraws) -> Images:
+    """Jitter, gray and blur; the argument is used up."""
     numbers = draws.numbers[:, chunk.start : chunk.stop].unbind()
     if chunk.hue_step is not None:
         blends = iter(range(3))
         for step in range(4):
             if step == chunk.hue_step:
-                shift_hue_(images, numbers[9], wide=draws.wide_hue)
+                images = shift_hue(images, numbers[9], wide=draws.wide_hue)
             else:
                 blend_(images, *numbers[next(blends) : 9 : 3])
     gray, blur = _part(images, chunk, chunk.gray), _part(images, chunk, chunk.blur)
@@ -427,6 +350,7 @@ def _render_chunk_(images: Images, chunk: Group, draws: ViewDraws) -> None:
     if len(blur):
         sigma = _part(numbers[10], chunk, chunk.blur)
         blur.copy_(gaussian_blur(blur, sigma, draws.blur_radius))
+    return images
 
 
 def _part(values: Tensor, chunk: Group, span: Span) -> Tensor:
@@ -439,13 +363,11 @@ def _chunks(group: Group, rows: int) -> Iterator[Group]:
     parts = -(-(group.stop - group.start) // rows)
     edges = [group.start + (group.stop - group.start) * part // parts for part in range(parts + 1)]
     for start, stop in pairwise(edges):
-
-        def within(span: Span, start: int = start, stop: int = stop) -> Span:
-            return min(max(span[0], start), stop), min(max(span[1], start), stop)
-
-        first, second = group.flips
-        flips = (within(first), within(second))
-        yield Group(start, stop, group.hue_step, flips, within(group.gray), within(group.blur))
+        spans = (*group.flips, group.gray, group.blur)
+        flip, second_flip, gray, blur = (
+            (min(max(first, start), stop), min(max(last, start), stop)) for first, last in spans
+        )
+        yield Group(start, stop, group.hue_step, (flip, second_flip), gray, blur)
 
 
 def _rows_at_once(pixels: Pixels) -> int:

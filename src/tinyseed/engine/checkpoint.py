@@ -63,7 +63,7 @@ def load(path: Path) -> Checkpoint:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  (a broken file can raise nearly anything)
+    except Exception as error:
         raise InputError("--resume", path, f"is no readable checkpoint ({_first_line(error)})") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise InputError(

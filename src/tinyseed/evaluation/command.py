@@ -123,7 +123,7 @@ def embed_photos(
     limit: int | None = None,
     workers: int = 0,
 ) -> Photos:
-    """Embed a labelled source in the evaluation view; labels are positions in `classes` (the source's own by default)."""
+    """Embed a source in the evaluation view; labels are positions in `classes` (the source's own by default)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     indices: NDArray[np.int64] = np.arange(len(source))
     if limit is not None:
@@ -140,7 +140,8 @@ def embed_photos(
 
 def table(report: KnnReport) -> str:
     """The figures for a terminal."""
-    head = f"{report.model}: {report.test_images:,} test images against {report.train_images:,}, {report.weighting} votes"
+    sides = f"{report.test_images:,} test images against {report.train_images:,}"
+    head = f"{report.model}: {sides}, {report.weighting} votes"
     rows = [
         f"  k {row['k']:>4}   top-1 {row['top1']:5.1f} %   top-5 {row['top5']:5.1f} %"
         for row in report.results

@@ -19,8 +19,8 @@ from torch.nn.functional import normalize
 from tinyseed.errors import InputError, RunError
 from tinyseed.shapes import Indices
 
-QUERY_BLOCK, BANK_BLOCK = 512, 16_384
-"""Similarities computed at once: 32 MB, whatever the sizes of the data sets."""
+QUERY_BLOCK, BANK_BLOCK = 256, 65_536
+"""Similarities computed at once: 64 MB, whatever the sizes of the data sets."""
 
 VOTE_NUMBERS = 1 << 22
 """Votes [n, classes] held at once: 32 MB."""
@@ -168,54 +168,41 @@ def nearest(
         raise RunError(
             "the features hold numbers that are NaN or infinite: the model that made them has diverged"
         )
+    values = torch.full((len(queries), count), -math.inf, device=queries.device)
+    best = Neighbours(values, torch.zeros_like(values, dtype=torch.int64))
     tile = torch.empty(min(QUERY_BLOCK, len(queries)) * min(BANK_BLOCK, len(bank)), device=queries.device)
-    found = [
-        _nearest_of_block(block, start * QUERY_BLOCK, bank, count, tile, exclude_self=exclude_self)
-        for start, block in enumerate(queries.split(QUERY_BLOCK))
-    ]
-    similarities, positions = zip(*found, strict=True)
-    return Neighbours(torch.cat(similarities), torch.cat(positions))
+    for column in range(0, len(bank), BANK_BLOCK):  # the longer loop is outside: its rows are normalised once
+        unit_bank = normalize(bank[column : column + BANK_BLOCK].to(queries.device).float(), dim=1)
+        for row in range(0, len(queries), QUERY_BLOCK):
+            unit_queries = normalize(queries[row : row + QUERY_BLOCK].float(), dim=1)
+            similarities = _similarities(unit_queries, unit_bank, tile)
+            if exclude_self and -len(unit_queries) < row - column < len(unit_bank):
+                similarities.diagonal(row - column).fill_(-math.inf)
+            _keep_best(best, row, column, similarities)
+    return best
+
+
+def _similarities(
+    queries: Float[Tensor, "n f"], bank: Float[Tensor, "m f"], tile: Float[Tensor, " t"]
+) -> Float[Tensor, "n m"]:
+    """Cosines of unit rows, in a buffer that is used again: fresh pages would cost a fifth of the time."""
+    similarities = tile[: len(queries) * len(bank)].view(len(queries), len(bank))
+    return torch.mm(queries, bank.T, out=similarities)
+
+
+def _keep_best(best: Neighbours, row: int, column: int, similarities: Float[Tensor, "n m"]) -> None:
+    """Merge a tile, whose first entry is query `row` and image `column`, into the best found so far."""
+    rows, count = slice(row, row + len(similarities)), best.similarities.shape[1]
+    values, positions = _largest(similarities, min(count, similarities.shape[1]))
+    values = torch.cat((best.similarities[rows], values), 1)
+    positions = torch.cat((best.positions[rows], positions + column), 1)
+    best.similarities[rows], order = values.topk(count, 1)
+    best.positions[rows] = positions.gather(1, order)
 
 
 def _finite(features: Float[Tensor, "n f"]) -> bool:
     """A sum of finite float64 numbers is finite, and needs no mask as large as the features."""
     return math.isfinite(float(features.sum(dtype=torch.float64)))
-
-
-def _nearest_of_block(
-    queries: Float[Tensor, "n f"],
-    first: int,
-    bank: Float[Tensor, "m f"],
-    count: int,
-    tile: Float[Tensor, " t"],
-    *,
-    exclude_self: bool,
-) -> Neighbours:
-    unit_queries = normalize(queries.float(), dim=1)
-    best: Neighbours | None = None
-    for start in range(0, len(bank), BANK_BLOCK):
-        unit_bank = normalize(bank[start : start + BANK_BLOCK].to(queries.device).float(), dim=1)
-        rows, columns = len(queries), len(unit_bank)
-        similarities = tile[: rows * columns].view(rows, columns)
-        torch.mm(
-            unit_queries, unit_bank.T, out=similarities
-        )  # the buffer is reused: fresh pages cost a fifth of the time
-        if exclude_self and -rows < first - start < columns:  # row r of the block is column first + r - start
-            similarities.diagonal(first - start).fill_(-math.inf)
-        values, positions = _largest(similarities, min(count, columns))
-        positions += start
-        best = _merge(best, Neighbours(values, positions), count)
-    assert best is not None
-    return best
-
-
-def _merge(best: Neighbours | None, more: Neighbours, count: int) -> Neighbours:
-    if best is None:
-        return more
-    similarities = torch.cat((best.similarities, more.similarities), 1)
-    positions = torch.cat((best.positions, more.positions), 1)
-    values, order = similarities.topk(min(count, similarities.shape[1]), 1)
-    return Neighbours(values, positions.gather(1, order))
 
 
 def _largest(values: Float[Tensor, "n m"], count: int) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:

@@ -47,7 +47,7 @@ class MoCo:
 
     def __init__(
         self, config: MoCoConfig, encoder: Encoder, queue: Queue, seed: int = 0, group: Group | None = None
-    ):
+    ) -> None:
         self.config = config
         self.module = encoder
         self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
@@ -67,7 +67,8 @@ class MoCo:
     def _keys(self, images: Images, step: int) -> Embeddings:
         """Shuffled batch norm: keys are made in another grouping over the processes than the queries.
 
-        Otherwise the statistics of a process' batch would tell which key belongs to which query (1911.05722, section 3.3).
+        Otherwise the statistics of a process' batch would tell which key belongs to which query
+        (1911.05722, section 3.3).
         """
         if self.group.size == 1:
             return self.key_encoder(images)

@@ -43,7 +43,7 @@ class Seed:
 
     def __init__(
         self, config: SeedConfig, student: Encoder, teacher: Teacher, queue: Queue, group: Group | None = None
-    ):
+    ) -> None:
         self.config = config
         self.module = student
         self.teacher = teacher

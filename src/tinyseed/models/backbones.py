@@ -22,8 +22,9 @@ from tinyseed.shapes import Features, Images
 Library = Literal["timm", "torchvision"]
 Channels = tuple[float, float, float]
 
-# Their auxiliary heads give several outputs in training; timm's inception_v3 does not.
-_SEVERAL_HEADS = frozenset({"googlenet", "inception_v3"})
+# Auxiliary heads that give several outputs in training, and weights that need more than their tensors to be loaded
+# (MNASNet's version number). timm's models of these kinds have neither.
+_NOT_TAKEN = ("googlenet", "inception_v3", "mnasnet")
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def _torchvision_names() -> list[str]:
     ensure_torchvision()
     from torchvision import models
 
-    return [name for name in models.list_models(module=models) if name not in _SEVERAL_HEADS]
+    return [name for name in models.list_models(module=models) if not name.startswith(_NOT_TAKEN)]
 
 
 @dataclass(frozen=True)

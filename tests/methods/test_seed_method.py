@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import torch
+
+from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD
+from tinyseed.methods.method import Method
+from tinyseed.methods.seed import Seed, SeedConfig
+from tinyseed.models.backbones import build_backbone
+from tinyseed.models.encoder import Encoder, build_projector
+from tinyseed.models.teacher import load_teacher
+from tinyseed.objectives.queue import Queue
+
+
+@pytest.fixture(scope="module")
+def method() -> Seed:
+    teacher = load_teacher("resnet10t", weights="random", seed=1)
+    backbone = build_backbone("mobilenetv3_small_050", seed=2)
+    student = Encoder(backbone, build_projector("mlp", backbone.width, teacher.dim, None, seed=3))
+    queue = Queue(16, teacher.dim)
+    queue.push(torch.nn.functional.normalize(torch.randn(11, teacher.dim), dim=1))
+    return Seed(SeedConfig(), student, teacher, queue)
+
+
+def log_softmax(scores: np.ndarray) -> np.ndarray:
+    shifted = scores - scores.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
+def test_a_step_is_the_papers_formula_on_one_view_of_both_networks(method):
+    assert isinstance(method, Method)
+    method.module.eval()
+    images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    output = method.step(method.module, (images,), step=0)
+    normalised = (images - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(
+        3, 1, 1
+    )
+    student = method.module(normalised).detach().double().numpy()
+    teacher = method.teacher(normalised).double().numpy()
+    rows = method.queue.rows().double().numpy()
+
+    def scores(vectors: np.ndarray, temperature: float) -> np.ndarray:
+        own = (vectors * teacher).sum(1, keepdims=True)
+        return np.concatenate([own, vectors @ rows.T], 1) / temperature
+
+    target = log_softmax(scores(teacher, 0.01))
+    expected = -(np.exp(target) * log_softmax(scores(student, 0.2))).sum(1).mean()
+    assert float(output.loss.detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(output.target_entropy) == pytest.approx(
+        -(np.exp(target) * target).sum(1).mean(), rel=1e-4, abs=1e-6
+    )
+    np.testing.assert_allclose(output.rows.numpy(), teacher, atol=1e-6)
+
+
+def test_only_the_student_learns_and_the_queue_changes_only_when_it_is_told(method):
+    before = method.queue.rows().clone()
+    output = method.step(method.module, (torch.rand(3, 3, 32, 32),), step=1)
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in method.module.parameters())
+    assert torch.equal(method.queue.rows(), before)
+    method.advance([output])
+    assert len(method.queue) == len(before) + 3
+    assert any(torch.equal(row, output.rows[0]) for row in method.queue.rows())
+    names = set(method.module.state_dict()) | set(method.state_dict())
+    assert not any("teacher" in name for name in names)
+
+
+def test_the_state_is_the_queues(method):
+    state = {name: value.clone() for name, value in method.state_dict().items()}
+    other = Seed(method.config, method.module, method.teacher, Queue(16, method.teacher.dim))
+    other.load_state_dict(state)
+    assert torch.equal(other.queue.rows(), method.queue.rows())

@@ -1,0 +1,145 @@
+"""What a user types and sees: exit codes, one-line errors, help."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tinyseed import cli
+
+
+def typed(capsys, *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    shown = capsys.readouterr()
+    return int(caught.value.code or 0), shown.out, shown.err
+
+
+def test_the_overview_begins_with_a_runnable_example(capsys):
+    for arguments in ((), ("--help",)):
+        code, out, _ = typed(capsys, *arguments)
+        assert code == 0
+        assert out.startswith("tinyseed distill --data")
+
+
+@pytest.mark.parametrize(
+    ("verb", "begins"),
+    [
+        (("distill",), "usage: tinyseed distill --data"),
+        (("pretrain", "moco-v2"), "usage: tinyseed pretrain moco-v2 --data"),
+        (("evaluate", "knn"), "usage: tinyseed evaluate knn --model"),
+        (("demo",), "usage: tinyseed demo"),
+    ],
+)
+def test_help_of_each_verb_shows_an_example_first(capsys, verb, begins):
+    code, out, _ = typed(capsys, *verb, "--help")
+    assert code == 0
+    assert out.startswith(begins)
+    assert "--seed" in out or verb[0] == "evaluate"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("destill",), "verb: destill: give one of distill, pretrain, evaluate, demo"),
+        (("pretrain", "byol"), "method: byol: give moco-v2"),
+        (("evaluate", "magic"), "evaluation: magic: give knn"),
+        (("distill",), "--data: missing: give it, as in: tinyseed distill"),
+        (
+            ("distill", "--data", "x", "--batch-sise", "3"),
+            "--batch-sise: 3: no such flag; did you mean --batch-size?",
+        ),
+        (
+            ("distill", "--data", "/nowhere", "--teacher", "t", "--student", "resnet18", "--out", "o"),
+            "--data: /nowhere: ",
+        ),
+    ],
+)
+def test_mistakes_exit_with_2_and_one_line(capsys, tmp_path, monkeypatch, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = typed(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith(f"tinyseed: error: {told}")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_that_is_not_there_is_a_missing_path_or_an_unknown_name(capsys, photos, tmp_path):
+    common = ("distill", "--data", str(photos), "--student", "resnet18", "--out", str(tmp_path / "o"))
+    common += ("--batch-size", "8")
+    code, _, err = typed(capsys, *common, "--teacher", "runs/nothing")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("tinyseed: error: --teacher: runs/nothing: ")
+    code, _, err = typed(capsys, *common, "--teacher", "resnet181")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "resnet18" in err.split("resnet181", 1)[1]
+
+
+def test_distill_then_evaluate_from_the_command_line(capsys, photos, tmp_path):
+    run = tmp_path / "run"
+    code, _, err = typed(
+        capsys,
+        *(
+            "distill",
+            "--data",
+            str(photos),
+            "--out",
+            str(run),
+            "--teacher",
+            "resnet10t",
+            "--teacher-weights",
+            "random",
+        ),
+        *("--student", "mobilenetv3_small_050", "--batch-size", "8", "--image-size", "32", "--epochs", "1"),
+        *("--workers", "0", "--precision", "32"),
+    )
+    assert code == 0, err
+    assert "k-NN" in err
+    files = {path.name for path in run.iterdir()}
+    expected = {"config.json", "metrics.jsonl", "checkpoints", "student.safetensors", "projector.safetensors"}
+    assert expected | {"lineage.json", "summary.json", "report.html"} <= files
+    code, out, err = typed(
+        capsys,
+        *(
+            "evaluate",
+            "knn",
+            "--model",
+            str(run),
+            "--train-data",
+            str(photos),
+            "--test-data",
+            str(photos),
+            "--k",
+            "1",
+            "5",
+        ),
+    )
+    assert code == 0, err
+    assert "top-1 100.0 %" in out  # each image finds itself
+    report = json.loads((run / "evaluate-knn.json").read_text())
+    assert [row["k"] for row in report["results"]] == [1, 5]
+    assert report["image_size"] == 32
+    code, _, err = typed(
+        capsys,
+        "evaluate",
+        "knn",
+        "--model",
+        str(run),
+        "--train-data",
+        str(photos / "disc"),
+        "--test-data",
+        str(photos),
+    )
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--train-data" in err
+    assert "has no labels" in err
+
+
+def test_help_needs_no_torch():
+    program = "import sys; from tinyseed import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=60)
+    assert time.perf_counter() - began < 20
