@@ -1,9 +1,10 @@
-"""Views: crops equal torchvision's on Pillow images, rendering equals its functions image by image, and the whole has the
+"""Crops equal torchvision's on Pillow images, rendering equals its functions on each image, and the whole has the
 distribution of its transforms."""
 
 import io
 import math
 import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -36,6 +37,15 @@ from tinyseed.data.views import (
 
 SETTINGS = ViewSettings()
 OPERATIONS = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Images this small take longer on several threads, much longer where other work shares the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -223,17 +233,17 @@ def test_views_of_an_image_differ_and_batches_do_not_matter() -> None:
 
 def render_slowly(pixels: Tensor, draws: Drawn) -> Tensor:
     """Each image by itself through torchvision's functions."""
-    result = []
-    for i, image in enumerate(tv.to_dtype(pixels, torch.float32, scale=True)):
-        if draws.jitter[i]:
-            for operation in draws.order[i]:
-                image = OPERATIONS[operation](image, draws.factors[i, operation])
+    images = list(tv.to_dtype(pixels, torch.float32, scale=True))
+    for i in range(len(images)):
+        for operation in draws.order[i] if draws.jitter[i] else ():
+            images[i] = OPERATIONS[operation](images[i], draws.factors[i, operation])
         if draws.gray[i]:
-            image = tv.rgb_to_grayscale(image, 3)
+            images[i] = tv.rgb_to_grayscale(images[i], 3)
         if draws.sigma[i] > 0:
-            image = tv.gaussian_blur(image, [17, 17], [float(draws.sigma[i])])
-        result.append(tv.horizontal_flip(image) if draws.flip[i] else image)
-    return torch.stack(result)
+            images[i] = tv.gaussian_blur(images[i], [17, 17], [float(draws.sigma[i])])
+        if draws.flip[i]:
+            images[i] = tv.horizontal_flip(images[i])
+    return torch.stack(images)
 
 
 @pytest.mark.parametrize("n", [1, 2, 150])
@@ -314,6 +324,20 @@ def test_draws_travel_between_processes() -> None:
     draws = draw_view(SETTINGS, 0, 0, np.arange(9), 0)
     received = pickle.loads(pickle.dumps(draws)).to("cpu")
     assert torch.equal(render(pixels_of(9), received), render(pixels_of(9), draws))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_nothing_waits_and_the_result_is_the_same() -> None:
+    pixels, draws = pixels_of(40, 100, 100), draw_view(SETTINGS, 0, 0, np.arange(40), 0)
+    expected = normalise(render(pixels, draws))
+    there, draws = pixels.cuda(), draws.to("cuda")
+    normalise(render(there, draws))  # constants are sent once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        result = normalise(render(there, draws))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(result.cpu(), expected, atol=1e-4, rtol=0)
 
 
 def test_the_views_stay_what_they_are() -> None:

@@ -212,7 +212,7 @@ def rewrite(file, **changes):
     [
         (
             {"backbone": None},
-            "is no model that tinyseed wrote; give the model's name, and the file as --model-weights",
+            "is no model that tinyseed wrote; give a run folder",
         ),
         ({"width": "many"}, "is no model that tinyseed wrote"),
         ({"mean": "1,2"}, "is no model that tinyseed wrote"),

@@ -49,6 +49,13 @@ def test_offline_the_weights_flag_is_named_at_once(offline, name):
     assert socket.getdefaulttimeout() is None
 
 
+def test_offline_a_model_to_evaluate_has_another_remedy(offline):
+    with pytest.raises(
+        InputError, match=r"--model: resnet10t: .*; give a run folder, an exported file, or random:NAME"
+    ):
+        load_model("resnet10t")
+
+
 def test_a_model_without_pretrained_weights_is_told(offline):
     name = next(name for name in timm.list_models() if not timm.get_pretrained_cfg(name).has_weights)
     with pytest.raises(InputError, match=f"--teacher: {name}: timm has no pre-trained weights for it"):
@@ -74,7 +81,7 @@ def test_a_broken_file_in_the_cache_is_told(offline, monkeypatch, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"half a file")
     path = str(tmp_path / "model.safetensors")
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: path)
-    with pytest.raises(InputError, match="--model: resnet10t: its pre-trained weights are not at hand"):
+    with pytest.raises(InputError, match=r"--model: resnet10t: its pre-trained weights are not at hand"):
         load_model("resnet10t", image_size=32)
 
 

@@ -14,6 +14,10 @@ def images(size=32, count=3):
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
+def close(given, wanted):
+    torch.testing.assert_close(given, wanted, rtol=1e-4, atol=2e-6 * wanted.abs().max().item())
+
+
 def encoder(name="mobilenetv3_small_050", seed=0):
     backbone = build_backbone(name, seed=seed, image_size=32)
     return Encoder(backbone, build_projector("mlp", backbone.width, 16, seed=seed))
@@ -45,7 +49,7 @@ def test_train_does_not_reach_it(teacher):
     before, rows = weights_digest(teacher._encoder.state_dict()), teacher(images())
     holder = Holder(teacher).train().double().requires_grad_(True)
     assert torch.equal(holder.teacher(images()), rows)
-    assert weights_digest(teacher._encoder.state_dict()) == before == teacher.digest
+    assert weights_digest(teacher._encoder.state_dict()) == before
     assert not any(parameter.requires_grad for parameter in teacher._encoder.parameters())
 
 
@@ -74,9 +78,7 @@ def test_a_named_teacher_gives_the_normalised_trunk(teacher):
 def test_memory_format_changes_nothing(teacher):
     moved = load_teacher("resnet10t", weights="random", image_size=32).to("cpu").channels_last()
     batch = images()
-    torch.testing.assert_close(
-        moved(batch.to(memory_format=torch.channels_last)), teacher(batch), rtol=1e-5, atol=1e-6
-    )
+    close(moved(batch.to(memory_format=torch.channels_last)), teacher(batch))
     assert next(moved._encoder.parameters()).is_contiguous(memory_format=torch.channels_last)
     assert moved.digest == teacher.digest
 
@@ -109,8 +111,9 @@ def test_a_run_folder_is_a_teacher_with_its_projector(tmp_path, file):
     teacher = load_teacher(tmp_path, image_size=64)
     assert (teacher.dim, teacher.width, teacher.mean) == (16, 1024, (0.1, 0.2, 0.3))
     assert teacher.spec == str(tmp_path)
-    assert torch.equal(teacher(images()), network(images()))
-    assert torch.equal(load_teacher(tmp_path / file).features(images()), network.features(images()))
+    with torch.no_grad():
+        close(teacher(images()), network(images()))
+        close(load_teacher(tmp_path / file).features(images()), network.features(images()))
 
 
 def test_a_folder_beside_is_found_by_its_bare_name(tmp_path, monkeypatch):
@@ -126,7 +129,7 @@ def test_a_local_weights_file_makes_a_teacher(tmp_path):
     save_file(whole.state_dict(), tmp_path / "w.safetensors")
     teacher = load_teacher("resnet10t", weights=tmp_path / "w.safetensors", image_size=32)
     wanted = whole.forward_head(whole.forward_features(images()), pre_logits=True)
-    assert torch.equal(teacher.features(images()), wanted)
+    close(teacher.features(images()), wanted.detach())
 
 
 def test_random_is_a_model_of_random_weights():
@@ -175,6 +178,11 @@ def test_a_size_that_it_cannot_take_is_told(tmp_path):
     assert load_teacher(tmp_path, image_size=96)(images(96)).shape == (3, backbone.width)
 
 
-def test_only_an_encoder_makes_a_teacher():
-    teacher = Teacher(encoder(), "ours")
+def test_an_encoder_at_hand_makes_a_teacher_and_stays_as_it_was():
+    network = encoder("resnet10t").train()
+    before = weights_digest(network.state_dict())
+    teacher = Teacher(network, "ours")
     assert (teacher.spec, teacher.dim, teacher.input.size) == ("ours", 16, 32)
+    assert teacher.digest == before == weights_digest(network.state_dict())
+    assert all(module.training for module in network.modules())
+    assert all(parameter.requires_grad for parameter in network.parameters())

@@ -6,16 +6,19 @@ number of workers or processes sees the same images.
 """
 
 import ctypes
+import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import lru_cache
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from tinyseed.data.addressed import permutation, uniforms
 from tinyseed.data.decode import BadImage
@@ -25,6 +28,7 @@ from tinyseed.errors import RunError
 from tinyseed.shapes import Indices, Pixels
 
 T = TypeVar("T")
+Result = TypeVar("Result")
 
 SUBSTITUTES_TRIED = 50
 
@@ -133,48 +137,37 @@ class TrainingViews(Dataset[TrainingBatch]):
     candidates: NDArray[np.int64]
 
     def __getitem__(self, request: Request) -> TrainingBatch:  # pyright: ignore[reportIncompatibleMethodOverride]
-        bad: list[BadRecord] = []
-        crops, indices = self._readable(request, bad)
-        if len(crops) < len(indices):
-            return TrainingBatch((), (), torch.from_numpy(indices), tuple(bad), given_up=True)
-        pixels = tuple(
-            torch.from_numpy(np.stack([image[view] for image in crops])) for view in range(self.views)
+        draws = self._crop_draws(request.epoch, request.indices)
+        images = in_threads(
+            lambda place: self._readable(request, place, draws[:, place]), range(len(request.indices))
         )
-        draws = tuple(
-            draw_view(self.settings, self.seed, request.epoch, indices, view) for view in range(self.views)
+        indices = np.array([image.index for image in images])
+        bad = tuple(record for image in images for record in image.bad)
+        if any(not image.views for image in images):
+            return TrainingBatch((), (), torch.from_numpy(indices), bad, given_up=True)
+        views = range(self.views)
+        pixels = tuple(torch.from_numpy(np.stack([image.views[view] for image in images])) for view in views)
+        draws_of_views = tuple(
+            draw_view(self.settings, self.seed, request.epoch, indices, view) for view in views
         )
-        return TrainingBatch(pixels, draws, torch.from_numpy(indices), tuple(bad))
+        return TrainingBatch(pixels, draws_of_views, torch.from_numpy(indices), bad)
 
-    def _readable(
-        self, request: Request, bad: list[BadRecord]
-    ) -> tuple[list[list[NDArray[np.uint8]]], NDArray[np.int64]]:
-        crops, indices = [], request.indices.copy()
-        draws = self._crop_draws(request.epoch, indices)
-        for place in range(len(indices)):
-            views = self._crop(int(indices[place]), draws[:, place], bad)
-            attempt = 0
-            while views is None:
-                if attempt == SUBSTITUTES_TRIED:
-                    return crops, indices
-                indices[place] = self._substitute(request, place, attempt)
-                replacement_draws = self._crop_draws(request.epoch, indices[place : place + 1])
-                views = self._crop(int(indices[place]), replacement_draws[:, 0], bad)
-                attempt += 1
-            crops.append(views)
-        return crops, indices
+    def _readable(self, request: "Request", place: int, draws: NDArray[np.float64]) -> "_Cropped":
+        """Crops of the image at this place of the batch, or of the first readable substitute."""
+        index, bad = int(request.indices[place]), []
+        for attempt in range(SUBSTITUTES_TRIED):
+            try:
+                views = random_views(self.source.read(index), draws, self.settings, self.size)
+                return _Cropped(index, tuple(views), tuple(bad))
+            except (BadImage, OSError) as error:
+                bad.append(BadRecord(index, self.source.name(index), str(error)))
+            index = self._substitute(request, place, attempt)
+            draws = self._crop_draws(request.epoch, np.array([index]))[:, 0]
+        return _Cropped(index, (), tuple(bad))
 
     def _crop_draws(self, epoch: int, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         names = [f"crop-{view}" for view in range(self.views)]
         return np.stack([uniforms(self.seed, epoch, indices, name, CROP_DRAWS) for name in names])
-
-    def _crop(
-        self, index: int, draws: NDArray[np.float64], bad: list[BadRecord]
-    ) -> list[NDArray[np.uint8]] | None:
-        try:
-            return random_views(self.source.read(index), draws, self.settings, self.size)
-        except (BadImage, OSError) as error:
-            bad.append(BadRecord(index, self.source.name(index), str(error)))
-            return None
 
     def _substitute(self, request: Request, place: int, attempt: int) -> int:
         """Another image for an unreadable one, so that each batch keeps its size."""
@@ -185,20 +178,61 @@ class TrainingViews(Dataset[TrainingBatch]):
 
 
 @dataclass(frozen=True)
+class _Cropped:
+    """One image's views, none where every substitute failed; and what could not be read on the way."""
+
+    index: int
+    views: tuple[NDArray[np.uint8], ...]
+    bad: tuple[BadRecord, ...]
+
+
+@dataclass(frozen=True)
 class _EvaluationViews(Dataset[EvaluationBatch]):
     source: Source
     size: int
 
     def __getitem__(self, indices: NDArray[np.int64]) -> EvaluationBatch:  # pyright: ignore[reportIncompatibleMethodOverride]
-        pixels, kept, bad = [], [], []
-        for index in indices.tolist():
-            try:
-                pixels.append(evaluation_view(self.source.read(index), self.size))
-                kept.append(index)
-            except (BadImage, OSError) as error:
-                bad.append(BadRecord(index, self.source.name(index), str(error)))
+        read = in_threads(self._view, indices.tolist())
+        pixels = [view for view in read if not isinstance(view, BadRecord)]
+        kept = [
+            index
+            for index, view in zip(indices.tolist(), read, strict=True)
+            if not isinstance(view, BadRecord)
+        ]
+        bad = tuple(view for view in read if isinstance(view, BadRecord))
         stacked = np.stack(pixels) if pixels else np.empty((0, 3, self.size, self.size), np.uint8)
-        return EvaluationBatch(torch.from_numpy(stacked), torch.tensor(kept, dtype=torch.int64), tuple(bad))
+        return EvaluationBatch(torch.from_numpy(stacked), torch.tensor(kept, dtype=torch.int64), bad)
+
+    def _view(self, index: int) -> NDArray[np.uint8] | BadRecord:
+        try:
+            return evaluation_view(self.source.read(index), self.size)
+        except (BadImage, OSError) as error:
+            return BadRecord(index, self.source.name(index), str(error))
+
+
+def in_threads(work: Callable[[int], Result], items: Sequence[int]) -> list[Result]:
+    """Do the work for each item, in order: over the cores in the main process, one by one in a worker process.
+
+    Pillow decodes and resizes without Python's lock, so threads share the work where no workers do.
+    """
+    if get_worker_info() is not None or len(items) < 2:
+        return [work(item) for item in items]
+    threads = min(usable_cores(), len(items))
+    parts = [items[first::threads] for first in range(threads)]
+    done: list[Result | None] = [None] * len(items)
+    for first, results in enumerate(_pool(threads).map(lambda part: [work(item) for item in part], parts)):
+        done[first::threads] = results
+    return cast(list[Result], done)
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="decode")
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Requests(Sampler[Request]):

@@ -13,6 +13,7 @@ from lightning_fabric.plugins.precision import Precision
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor
 
+from tinyseed.data.loader import usable_cores
 from tinyseed.engine.config import TrainConfig
 from tinyseed.errors import InputError
 from tinyseed.methods.method import Alone, Group
@@ -165,7 +166,7 @@ def worker_count(wanted: int | Literal["auto"], on_gpu: bool) -> int:
     """Decoding processes a device: with a GPU up to 16, without one a single helper beside the networks."""
     if wanted != "auto":
         return wanted
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     if not on_gpu:
         return 0 if cores == 1 else max(1, cores // 4)
     return max(1, min(16, cores // max(1, torch.cuda.device_count()) - 1))

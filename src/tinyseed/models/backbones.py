@@ -149,8 +149,9 @@ def is_model_name(name: str) -> bool:
     if library not in ("", "timm"):
         return False
     timm = import_timm()
-    architecture, _, tag = plain.partition(".")
-    return architecture in timm.list_models() and (not tag or plain in timm.list_pretrained())
+    architecture = plain.partition(".")[0]
+    known = architecture in timm.list_models()
+    return known and (plain == architecture or plain in timm.list_pretrained())
 
 
 def _candidates(name: str) -> list[str]:

@@ -232,7 +232,8 @@ def _load_backbone(file: Path, field: str) -> Backbone:
 
 
 def _foreign(field: str) -> str:
-    return f"is no model that tinyseed wrote; give the model's name, and the file as {field}-weights"
+    how = "the model's name, and the file as --teacher-weights" if field == "--teacher" else "a run folder"
+    return f"is no model that tinyseed wrote; give {how}"
 
 
 def _three(text: str) -> tuple[float, float, float]:

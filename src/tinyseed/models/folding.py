@@ -1,7 +1,7 @@
 """Batch norm of a frozen network becomes part of the convolutions before it. Imports nothing of ours.
 
-In evaluation mode batch norm is a fixed scale and shift of each channel, so it can be multiplied into the weights:
-the same function, without a pass over every map (7 % off ResNet-18's forward, 13 to 17 % off ResNet-50's).
+In evaluation mode batch norm is a fixed scale and shift of each channel, so it can be multiplied into the
+weights: the same function with one pass less over every map.
 """
 
 import copy
@@ -22,7 +22,7 @@ def fold_batch_norm(network: nn.Module, size: int) -> nn.Module:
     cannot follow, or that have nothing to fold, come back as they are.
 
     Args:
-        network: on the CPU, in evaluation mode.
+        network: in evaluation mode.
         size: side in pixels of the images to compare outputs on.
     """
     assert not network.training
@@ -32,7 +32,8 @@ def fold_batch_norm(network: nn.Module, size: int) -> nn.Module:
         _fold(folded, convolution, norm)
     if not pairs:
         return network
-    noise = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    noise = noise.to(next(network.parameters()))
     wanted, given = network(noise), folded(noise)
     return folded if (given - wanted).abs().max() <= _TOLERANCE * wanted.abs().max() else network
 

@@ -29,7 +29,9 @@ def build_pretrained(name: str, *, image_size: int | None = None, field: str = "
         InputError: an unknown name, no such weights, or neither cached nor in reach.
     """
     library, plain = find_model(name, field)
-    remedy = f"give its weights as a file, or random ones: {field}-weights FILE|random"
+    remedy = "give a run folder, an exported file, or random:NAME"
+    if field == "--teacher":
+        remedy = "give its weights as a file, or random ones: --teacher-weights FILE|random"
     try:
         with _impatient_sockets(), seeded(0):
             if library == "timm":

@@ -4,7 +4,7 @@ A `Teacher` is no nn.Module on purpose: what holds one has none of its weights a
 or state, and no call to train() reaches its batch norm.
 """
 
-import functools
+import copy
 import hashlib
 import re
 from pathlib import Path
@@ -20,6 +20,7 @@ from tinyseed.models.backbones import (
     probe_width,
 )
 from tinyseed.models.encoder import Encoder, freeze, load_encoder, model_file
+from tinyseed.models.folding import fold_batch_norm
 from tinyseed.models.pretrained import build_pretrained
 from tinyseed.shapes import Embeddings, Features, Images
 
@@ -31,11 +32,11 @@ _TEACHER_STREAM = 0x7EAC4E5
 
 
 class Teacher:
-    """A frozen encoder. It takes over the encoder that it is given.
+    """A frozen copy of an encoder, with its batch norms folded into its convolutions.
 
     Attributes:
         spec: how it was named.
-        digest: 16 hexadecimal digits that stand for its weights.
+        digest: 16 hexadecimal digits that stand for the encoder's weights.
         mean, std: by channel, for images in [0, 1]; it expects (image − mean) ÷ std.
         dim: length of its unit rows.
         width: length of its trunk's features.
@@ -43,7 +44,7 @@ class Teacher:
     """
 
     def __init__(self, encoder: Encoder, spec: str) -> None:
-        self._encoder = freeze(encoder)
+        self._encoder = _frozen(encoder)
         self.spec = spec
         self.input: InputContract = encoder.input
         self.mean = encoder.input.mean
@@ -51,11 +52,7 @@ class Teacher:
         self.dim = encoder.dim
         self.width = encoder.width
         self.parameters_count = sum(parameter.numel() for parameter in encoder.backbone.parameters())
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """Names, shapes and bytes of all weights, hashed."""
-        return weights_digest(self._encoder.state_dict())
+        self.digest = weights_digest(encoder.state_dict())
 
     @torch.no_grad()  # not inference_mode: its tensors could not be saved for a student's backward pass
     def __call__(self, images: Images) -> Embeddings:
@@ -76,6 +73,12 @@ class Teacher:
         """Lay the weights out for images in channels-last memory; the same teacher comes back."""
         self._encoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return self
+
+
+def _frozen(encoder: Encoder) -> Encoder:
+    frozen = freeze(copy.deepcopy(encoder))
+    frozen.backbone.network = fold_batch_norm(frozen.backbone.network, encoder.input.size)
+    return freeze(frozen)
 
 
 def weights_digest(state: dict[str, Tensor]) -> str:
@@ -139,9 +142,7 @@ def load_model(
     if _is_path(text):
         return _load_saved(text, weights, image_size, field)
     if weights is None and small_stem:
-        raise InputError(
-            "--small-stem", text, f"pre-trained weights have no small stem; give {field}-weights FILE"
-        )
+        raise InputError("--small-stem", text, "pre-trained weights have no small stem; leave it out")
     if weights is None:
         backbone = build_pretrained(text, image_size=image_size, field=field)
     else:

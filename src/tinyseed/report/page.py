@@ -1,5 +1,271 @@
+"""`write_report`: a run's files become one HTML page that needs nothing else. Imports errors and its own room.
+
+The page reads from top to bottom as a person asks: did it work, how did it go, with what settings, from what, and
+what went wrong. Everything that comes from a file is escaped.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
+
+from tinyseed.errors import InputError, RunError
+from tinyseed.report.charts import Bar, Format, bar_chart, legend, line_chart, percent, plain
+from tinyseed.report.curves import Curves, curves
+from tinyseed.report.files import Record, RunFiles, read_run
+from tinyseed.report.style import MARK, STYLE
+from tinyseed.report.verdict import Outcome, outcome, verdict, warnings
+
+MOST_LISTED = 50
+"""Unreadable images shown; quarantine.jsonl has them all."""
 
 
 def write_report(run_folder: Path) -> Path:
-    return run_folder
+    """Write report.html into a run folder, from the folder's files alone.
+
+    Missing or broken files are told on the page. A report that is there is replaced.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        InputError: there is no such folder.
+        RunError: the page cannot be written.
+    """
+    folder = Path(run_folder)
+    if not folder.is_dir():
+        raise InputError("run", run_folder, "no such folder; give the folder of a run")
+    path = folder / "report.html"
+    try:
+        _replace(path, render(read_run(folder), folder.resolve().name))
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
+    return path
+
+
+def _replace(path: Path, page: str) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".report-")
+    unfinished = Path(name)
+    try:
+        with os.fdopen(
+            handle, "w", encoding="utf-8", errors="backslashreplace"
+        ) as file:  # names that are no UTF-8
+            file.write(page)
+        unfinished.chmod(0o644)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def render(files: RunFiles, name: str) -> str:
+    """The page of a run, as HTML text."""
+    found = outcome(files)
+    title = _title(files.config, name)
+    sections = (
+        _header(title, files, found, name),
+        _verdict(files, found),
+        _overview(found),
+        _charts(files, found),
+        _settings(files.config),
+        _lineage(files.lineage),
+        _quarantine(files.quarantine),
+        _notes(files.notes),
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)} · tinyseed</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(section for section in sections if section)
+        + f"\n<footer>Written by tinyseed from the files of {escape(name)}.</footer>\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _title(config: Record, name: str) -> str:
+    teacher, student, backbone = (config.get(key) for key in ("teacher", "student", "backbone"))
+    if teacher and student:
+        return f"{_short(teacher)} → {_short(student)}"
+    return f"{config.get('command', 'run')}: {_short(backbone)}" if backbone else name
+
+
+def _short(model: object) -> str:
+    """A model's name, or the last two parts of its path."""
+    return "/".join(Path(str(model)).parts[-2:])
+
+
+def _header(title: str, files: RunFiles, found: Outcome, name: str) -> str:
+    facts = [
+        str(files.config.get("command", "")),
+        name,
+        str(files.lineage.get("began", "")).replace("T", " ")[:16],
+        "" if found.epochs is None else f"{found.epochs:,g} epochs",
+        "" if found.steps is None else f"{found.steps:,g} steps",
+        "" if found.minutes is None else duration(found.minutes),
+        "" if found.finished else "not finished",
+    ]
+    about = " · ".join(escape(fact) for fact in facts if fact)
+    return f'<header>{MARK}<div><h1>{escape(title)}</h1><p class="about">{about}</p></div></header>'
+
+
+def duration(minutes: float) -> str:
+    """A length of time for people.
+
+    >>> duration(0.5), duration(7), duration(754)
+    ('30 s', '7 min', '12 h 34 min')
+    """
+    if minutes < 1:
+        return f"{60 * minutes:.0f} s"
+    hours, rest = divmod(round(minutes), 60)
+    return f"{hours} h {rest:02d} min" if hours else f"{rest} min"
+
+
+def _verdict(files: RunFiles, found: Outcome) -> str:
+    told = verdict(found)
+    items = "".join(f"<li>{escape(warning)}</li>" for warning in warnings(files, found))
+    listed = f'<ul class="warnings">{items}</ul>' if items else ""
+    sentence = f"<strong>{escape(told.word)}</strong><p>{escape(told.sentence)}</p>"
+    return f'<section class="verdict {told.level}">{sentence}</section>{listed}'
+
+
+def _overview(found: Outcome) -> str:
+    bars, tiles = _bars(found), _tiles(found)
+    cards = [f'<div class="card">{card}</div>' for card in (bars, tiles) if card]
+    kind = "overview" if len(cards) > 1 else "overview alone"
+    return f'<section class="{kind}">{"".join(cards)}</section>' if cards else ""
+
+
+def _bars(found: Outcome) -> str:
+    trained = found.name.removeprefix("The ")
+    if found.knn is not None:
+        title = "k-NN top-1 on held-out images"
+        figures = (found.knn_before, found.knn, found.knn_teacher)
+    else:
+        title = "Share of the teacher's nearest neighbours"
+        figures = (found.agreement_before, found.agreement, None)
+    named = zip(
+        ("before training", trained, "teacher"), figures, ("untrained", "student", "teacher"), strict=True
+    )
+    bars = [Bar(name, value, role) for name, value, role in named if value is not None]
+    return f"<h3>{escape(title)}</h3>{bar_chart(title, bars)}" if bars else ""
+
+
+def _tiles(found: Outcome) -> str:
+    tiles = (
+        ("k-NN top-1", _maybe(found.knn, percent), _beside("teacher", found.knn_teacher, percent)),
+        (
+            "neighbours shared",
+            _maybe(found.agreement, percent),
+            _beside("before", found.agreement_before, percent),
+        ),
+        (
+            "effective rank",
+            _maybe(found.rank, _one_decimal),
+            _beside("teacher", found.rank_teacher, _one_decimal),
+        ),
+        ("parameters", _maybe(found.parameters, plain), _beside("teacher", found.parameters_teacher, plain)),
+        ("loss", _maybe(found.loss_last, plain), _beside("at first", found.loss_first, plain)),
+        (
+            "images a second",
+            _maybe(found.images_per_s, plain),
+            _beside("waiting for data", found.data_wait, _share),
+        ),
+        ("unreadable images", f"{found.unreadable:,}" if found.unreadable else "", "listed below"),
+    )
+    entries = [
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(more)}</small></dd></div>"
+        for name, value, more in tiles
+        if value
+    ]
+    return f'<dl class="tiles">{"".join(entries)}</dl>' if entries else ""
+
+
+def _maybe(figure: float | None, write: Format) -> str:
+    return "" if figure is None else write(figure)
+
+
+def _beside(name: str, figure: float | None, write: Format) -> str:
+    return "" if figure is None else f"{name} {write(figure)}"
+
+
+def _one_decimal(figure: float) -> str:
+    return f"{figure:,.1f}"
+
+
+def _share(figure: float) -> str:
+    return percent(round(100 * figure))
+
+
+def _charts(files: RunFiles, found: Outcome) -> str:
+    figures = [_figure(chart) for chart in curves(files, found)]
+    drawn = "".join(figure for figure in figures if figure)
+    return f'<section><h2>How it went</h2><div class="charts">{drawn}</div></section>' if drawn else ""
+
+
+def _figure(chart: Curves) -> str:
+    drawing = line_chart(chart.title, chart.lines, y_format=chart.write, from_zero=chart.from_zero)
+    if not drawing:
+        return ""
+    head = f"<h3>{escape(chart.title)}</h3><figcaption>{escape(chart.caption)}</figcaption>"
+    return f"<figure>{head}{legend(chart.lines, chart.write)}{drawing}</figure>"
+
+
+def _settings(config: Record) -> str:
+    return f'<section><h2>Settings</h2><div class="card">{_pairs(config)}</div></section>' if config else ""
+
+
+def _pairs(record: Record) -> str:
+    rows = "".join(
+        f"<div><dt>{escape(str(name))}</dt><dd>{escape(_value(value))}</dd></div>"
+        for name, value in record.items()
+    )
+    return f'<dl class="pairs">{rows}</dl>'
+
+
+def _value(value: object) -> str:
+    match value:
+        case None:
+            return "—"
+        case bool():
+            return "yes" if value else "no"
+        case str():
+            return value
+        case list() if all(isinstance(entry, str) for entry in value):
+            return " ".join(value) or "—"
+        case _:
+            return json.dumps(value, ensure_ascii=False)
+
+
+def _lineage(lineage: Record) -> str:
+    """The parts of lineage.json side by side: its plain entries first, then each of its objects."""
+    if not lineage:
+        return ""
+    plain_entries = {name: value for name, value in lineage.items() if not isinstance(value, dict)}
+    parts = {"run": plain_entries} | {
+        name: value for name, value in lineage.items() if isinstance(value, dict)
+    }
+    blocks = "".join(
+        f"<div><h3>{escape(str(name))}</h3>{_pairs(part)}</div>" for name, part in parts.items() if part
+    )
+    return f'<section><h2>Where it comes from</h2><div class="card lineage">{blocks}</div></section>'
+
+
+def _quarantine(quarantine: Sequence[Record]) -> str:
+    if not quarantine:
+        return ""
+    shown = quarantine[:MOST_LISTED]
+    rows = "".join(
+        f'<tr><td class="number">{escape(_value(record.get("index")))}</td>'
+        f"<td>{escape(_value(record.get('name')))}</td><td>{escape(_value(record.get('reason')))}</td></tr>"
+        for record in shown
+    )
+    rest = len(quarantine) - len(shown)
+    more = f'<p class="faint">… and {rest:,} more, all in quarantine.jsonl</p>' if rest else ""
+    head = '<tr><th class="number">position</th><th>image</th><th>why it was left out</th></tr>'
+    title = f"<h2>Unreadable images: {len(quarantine):,}</h2>"
+    return f'<section>{title}<div class="card"><table>{head}{rows}</table>{more}</div></section>'
+
+
+def _notes(notes: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return f'<section><h2>Not on this page</h2><ul class="notes">{items}</ul></section>' if items else ""

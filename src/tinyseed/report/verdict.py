@@ -1,0 +1,200 @@
+"""Did it work? The figures that answer it, the sentence that says it, and warnings. Imports its own room."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from tinyseed.report.charts import percent, plain
+from tinyseed.report.files import Record, RunFiles, mean, number
+
+CLEAR_GAIN = 2.0
+"""Points of k-NN accuracy or agreement below which a gain may be chance, with about a thousand held-out images."""
+
+FEWEST_DIRECTIONS, LEAST_OF_TEACHER = 2.0, 0.05
+"""An effective rank below the first, or below this share of the teacher's, is called a collapse."""
+
+LONGEST_WAIT = 0.3
+MOST_UNREADABLE = 0.01
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The figures of a run that a person asks for first; None where unknown.
+
+    k-NN and agreement are in per cent. `before` is the same network before its first step.
+    """
+
+    name: str
+    knn: float | None
+    knn_teacher: float | None
+    knn_before: float | None
+    agreement: float | None
+    agreement_before: float | None
+    rank: float | None
+    rank_teacher: float | None
+    loss_first: float | None
+    loss_last: float | None
+    images_per_s: float | None
+    data_wait: float | None
+    minutes: float | None
+    epochs: float | None
+    steps: float | None
+    parameters: float | None
+    parameters_teacher: float | None
+    unreadable: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer in a word and in a sentence or two."""
+
+    level: Literal["good", "doubtful", "bad", "unknown"]
+    word: str
+    sentence: str
+
+
+def outcome(files: RunFiles) -> Outcome:
+    """Take the figures from the summary, or, while there is none, from the last lines of the metrics."""
+    first = next((line for line in files.evaluations if number(line, "step") == 0), {})
+    last = next((line for line in reversed(files.evaluations) if number(line, "step") != 0), {})
+    summary, steps = files.summary, files.steps
+    losses = [loss for line in steps if (loss := number(line, "loss")) is not None]
+    reached: Record = steps[-1] if steps else last
+
+    def final(name: str) -> float | None:
+        return _first_known(number(summary, name), number(last, name))
+
+    def before(name: str) -> float | None:
+        return _first_known(number(summary, f"{name}_random"), number(first, name))
+
+    return Outcome(
+        name="The network" if str(files.config.get("command", "")).startswith("pretrain") else "The student",
+        knn=final("knn_top1"),
+        knn_teacher=final("knn_top1_teacher"),
+        knn_before=before("knn_top1"),
+        agreement=_in_percent(final("neighbour_agreement")),
+        agreement_before=_in_percent(before("neighbour_agreement")),
+        rank=final("effective_rank"),
+        rank_teacher=final("effective_rank_teacher"),
+        loss_first=losses[0] if losses else None,
+        loss_last=_first_known(number(summary, "loss"), losses[-1] if losses else None),
+        images_per_s=_mean(steps, "images_per_s"),
+        data_wait=_mean(steps, "data_wait"),
+        minutes=number(summary, "minutes"),
+        epochs=_first_known(number(summary, "epochs"), number(reached, "epoch")),
+        steps=_first_known(number(summary, "steps"), number(reached, "step")),
+        parameters=number(summary, "parameters"),
+        parameters_teacher=number(summary, "parameters_teacher"),
+        unreadable=len(files.quarantine),
+        finished=bool(summary),
+    )
+
+
+def _first_known(*figures: float | None) -> float | None:
+    return next((figure for figure in figures if figure is not None), None)
+
+
+def _in_percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def _mean(steps: tuple[Record, ...], name: str) -> float | None:
+    """Without the first line: it holds the start of the workers and of the arithmetic libraries."""
+    figures = [figure for line in steps if (figure := number(line, name)) is not None]
+    return mean(figures[1:] or figures)
+
+
+def collapsed(found: Outcome) -> bool:
+    """Whether the features point into nearly one direction."""
+    if found.rank is None:
+        return False
+    of_teacher = found.rank_teacher is not None and found.rank < LEAST_OF_TEACHER * found.rank_teacher
+    return found.rank < FEWEST_DIRECTIONS or of_teacher
+
+
+def verdict(found: Outcome) -> Verdict:
+    """Judge by k-NN where there are labels, else by the teacher's neighbours; never by the loss."""
+    if collapsed(found):
+        return Verdict(
+            "bad", "Collapsed", f"{found.name} gives nearly the same features for every image. {_told(found)}"
+        )
+    for figure, before in ((found.knn, found.knn_before), (found.agreement, found.agreement_before)):
+        if figure is not None and before is not None:
+            return _compared(found, figure - before)
+    if found.knn is not None or found.agreement is not None:
+        return Verdict("unknown", "Measured", f"{_told(found)} The untrained network was not measured.")
+    if found.loss_last is not None and found.loss_first is not None:
+        change = f"The loss went from {plain(found.loss_first)} to {plain(found.loss_last)}"
+        unclear = "which does not tell whether anything was learned: nothing was measured on held-out images."
+        return Verdict("unknown", "Not measured", f"{change}, {unclear}")
+    return Verdict("unknown", "No figures yet", "This folder holds no figures of a run.")
+
+
+def _compared(found: Outcome, gain: float) -> Verdict:
+    if gain < 0:
+        return Verdict("bad", "Worse than untrained", _told(found))
+    if gain < CLEAR_GAIN:
+        return Verdict("doubtful", "No clear gain", _told(found))
+    return Verdict("good", "It learned", _told(found))
+
+
+def _told(found: Outcome) -> str:
+    """What was measured, in words."""
+    sentences = []
+    if found.knn is not None:
+        told = f"{found.name} tells the class of {percent(found.knn)} of the held-out images by their nearest neighbours"
+        beside = "".join(f"{mark} {words}" for mark, words in zip((":", ","), _beside(found, found.knn)))
+        sentences.append(f"{told} (k-NN){beside}.")
+    if found.agreement is not None:
+        first = (
+            "" if found.agreement_before is None else f" (before training: {percent(found.agreement_before)})"
+        )
+        sentences.append(
+            f"{found.name} shares {percent(found.agreement)} of its teacher's nearest neighbours{first}."
+        )
+    if found.parameters and found.parameters_teacher and found.parameters < found.parameters_teacher:
+        times = f"{found.parameters_teacher / found.parameters:.3g}"
+        sentences.append(
+            f"It has {plain(found.parameters)} parameters, {times} times fewer than its teacher."
+        )
+    return " ".join(sentences)
+
+
+def _beside(found: Outcome, knn: float) -> Iterator[str]:
+    """k-NN accuracy beside what it was before training and what the teacher's is."""
+    if found.knn_before is not None:
+        gain = knn - found.knn_before
+        yield f"{abs(gain):.1f} points {'more' if gain >= 0 else 'fewer'} than before training ({percent(found.knn_before)})"
+    if found.knn_teacher:
+        yield f"{percent(round(100 * knn / found.knn_teacher))} of what its teacher reaches ({percent(found.knn_teacher)})"
+
+
+def warnings(files: RunFiles, found: Outcome) -> Iterator[str]:
+    """What a person should know before using the model, and what would help."""
+    if collapsed(found) and found.rank is not None:
+        teacher = "" if found.rank_teacher is None else f" (the teacher's: {found.rank_teacher:.1f})"
+        yield (
+            f"The effective rank of the features is {found.rank:.1f}{teacher}: the model has collapsed. "
+            "A lower --lr, a larger --queue-size or another temperature may help; do not use this model."
+        )
+    if found.knn is not None and found.knn_before is not None and found.knn < found.knn_before:
+        yield (
+            f"k-NN accuracy is {found.knn_before - found.knn:.1f} points below that of the untrained network: "
+            "training did harm. Is the teacher good on these images? Is --lr too high?"
+        )
+    if found.data_wait is not None and found.data_wait > LONGEST_WAIT:
+        yield (
+            f"The run waited for images {percent(round(100 * found.data_wait))} of the time: "
+            "more --workers, smaller files or a faster disk would make it faster."
+        )
+    if any("loss" in line and number(line, "loss") is None for line in files.steps):
+        yield "The loss was no finite number in some steps; a lower --lr or --precision 32 may help."
+    images = _images(files)
+    if images and found.unreadable > MOST_UNREADABLE * images:
+        yield f"{percent(100 * found.unreadable / images)} of the images could not be read; they are listed below."
+
+
+def _images(files: RunFiles) -> float | None:
+    data = files.lineage.get("data")
+    return number(data, "images") if isinstance(data, dict) else None
