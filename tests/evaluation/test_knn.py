@@ -26,9 +26,9 @@ def clusters(images: int, classes: int, width: int, seed: int = 0) -> tuple[torc
 def tiles(request, monkeypatch):
     """The same result whether the similarities fit one tile or are taken in many odd ones."""
     if request.param == "many tiles":
-        monkeypatch.setattr(module, "QUERY_BLOCK", 37)
-        monkeypatch.setattr(module, "BANK_BLOCK", 101)
-        monkeypatch.setattr(module, "VOTE_NUMBERS", 50)
+        monkeypatch.setattr(module, "QUERY_BLOCK", 97)
+        monkeypatch.setattr(module, "BANK_BLOCK", 211)
+        monkeypatch.setattr(module, "VOTE_NUMBERS", 400)
 
 
 def untied(votes: np.ndarray) -> np.ndarray:

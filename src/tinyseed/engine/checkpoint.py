@@ -1,6 +1,5 @@
-"""A checkpoint is whole or it is the one before. Imports errors only."""
+"""A checkpoint is whole or it is the one before. Imports errors and models/weights.py."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 
 from tinyseed.errors import InputError, RunError
+from tinyseed.models.weights import first_line, write_atomically
 
 FORMAT = 1
 
@@ -40,19 +40,20 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     Raises:
         RunError: nothing could be written (full disk, no rights); the old file is intact.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
+    content = {"format": FORMAT} | {name: getattr(checkpoint, name) for name in _FIELDS}
+
+    def write(unfinished: Path) -> None:
+        try:
+            with unfinished.open("wb") as file:
+                torch.save(content, file)
+        except RuntimeError as error:  # torch's zip writer tells a full disk so
+            raise OSError(first_line(error)) from error
+
     try:
-        with unfinished.open("wb") as file:
-            torch.save({"format": FORMAT} | {name: getattr(checkpoint, name) for name in _FIELDS}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-        _flush_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's zip writer tells a full disk as a RuntimeError
-        unfinished.unlink(missing_ok=True)
+        write_atomically(path, write)
+    except RunError as error:
         kept = "the last checkpoint is intact" if path.exists() else "there is no earlier checkpoint"
-        raise RunError(f"could not save {path}: {_first_line(error)}; {kept}") from error
+        raise RunError(f"{error}; {kept}") from error
 
 
 def load(path: Path) -> Checkpoint:
@@ -64,7 +65,7 @@ def load(path: Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError("--resume", path, f"is no readable checkpoint ({_first_line(error)})") from error
+        raise InputError("--resume", path, f"is no readable checkpoint ({first_line(error)})") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise InputError(
             "--resume",
@@ -75,16 +76,3 @@ def load(path: Path) -> Checkpoint:
 
 
 _FIELDS = tuple(Checkpoint.__dataclass_fields__)
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _first_line(error: Exception) -> str:
-    cause = error.__context__ if isinstance(error.__context__, OSError) else error
-    return (str(cause).strip().splitlines() or [type(error).__name__])[0]

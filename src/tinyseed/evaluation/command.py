@@ -86,7 +86,7 @@ def run_knn(config: KnnConfig) -> KnnReport:
             raise InputError(
                 flag, " ".join(given), "has no labels; give sub-folders named by class, or a label column"
             )
-    encoder = load_model(config.model)
+    encoder = load_model(config.model, image_size=None if config.image_size == "auto" else config.image_size)
     size = encoder.input.size if config.image_size == "auto" else config.image_size
     banks = [
         embed_photos(encoder, source, size, train.classes, limit=config.limit, workers=config.workers)

@@ -72,7 +72,7 @@ class Seed:
 
     def to(self, device: torch.device) -> None:
         """Move teacher and queue."""
-        self.teacher.to(device)
+        self.teacher.to(device).channels_last()
         self.queue.to(device)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -19,13 +19,13 @@ MOST_HOVERS = 120
 FEW_POINTS = 24
 """So many points at most are also drawn as dots."""
 
-WIDTH, HEIGHT = 460.0, 240.0
-LEFT, RIGHT, TOP, BOTTOM = 48.0, 12.0, 14.0, 36.0
+WIDTH, HEIGHT = 460.0, 248.0
+LEFT, RIGHT, TOP, BOTTOM = 54.0, 14.0, 24.0, 36.0
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart: its name in the legend, its (x, y) by ascending x, and whose it is (that gives the colour)."""
+    """A line of a chart: its name in the legend, its (step, figure) by step, and whose it is (the colour)."""
 
     name: str
     points: Sequence[Point]
@@ -74,24 +74,27 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     [2.0, 4.0, 6.0, 8.0]
     """
     step = nice_step(low, high, count)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    digits = max(0, 1 - math.floor(math.log10(step)))
-    return [round(number * step, digits) for number in range(first, last + 1)]
+    return _multiples(step, math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9))
 
 
-def nice_range(low: float, high: float, count: int = 5) -> tuple[float, float]:
-    """The range, widened to round numbers; a range of no width is given some.
+def covering_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers from one at or below a range to one at or above it; a range of no width is given some.
 
-    >>> nice_range(0.3, 9), nice_range(4, 4), nice_range(0, 0)
-    ((0.0, 10.0), (3.0, 5.0), (0.0, 1.0))
+    >>> covering_ticks(0.3, 9), covering_ticks(4, 4, 2), covering_ticks(0, 0, 2)
+    ([0.0, 2.0, 4.0, 6.0, 8.0, 10.0], [3.0, 4.0, 5.0], [0.0, 0.5, 1.0])
     """
     size = max(abs(low), abs(high))
     if size < 1e-30:
-        return 0.0, 1.0
-    if high - low <= 1e-9 * size:
+        low, high = 0.0, 1.0
+    elif high - low <= 1e-9 * size:
         low, high = low - 0.25 * size, high + 0.25 * size
     step = nice_step(low, high, count)
-    return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+    return _multiples(step, math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9))
+
+
+def _multiples(step: float, first: int, last: int) -> list[float]:
+    digits = max(0, 1 - math.floor(math.log10(step)))
+    return [round(number * step, digits) for number in range(first, last + 1)]
 
 
 def plain(value: float) -> str:
@@ -101,6 +104,8 @@ def plain(value: float) -> str:
     ['0', '0.03', '2.5', '1,234', '48k', '1.25M', '0.00012']
     """
     size = abs(value)
+    if size >= 1e15:
+        return f"{value:.3g}"
     for limit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if size >= limit:
             return f"{value / (1e3 if name == 'k' else limit):.4g}{name}"
@@ -147,12 +152,11 @@ def line_chart(
     title: str,
     series: Sequence[Series],
     *,
-    x_label: str = "step",
     y_label: str = "",
     y_format: Format = plain,
     from_zero: bool = False,
 ) -> str:
-    """Lines over a common x axis, with ticks, labels, a legend and the figures on hovering.
+    """Lines over training steps, with ticks, labels, a legend and the figures on hovering.
 
     Returns:
         An `<svg>` element; empty where no series has a point.
@@ -163,11 +167,12 @@ def line_chart(
     xs = [x for line in drawn for x, _ in line.points]
     ys = [y for line in drawn for _, y in line.points] + ([0.0] if from_zero else [])
     across = Scale(min(0.0, *xs), max(*xs, 1.0), LEFT, WIDTH - RIGHT)
-    up = Scale(*nice_range(min(ys), max(ys)), HEIGHT - BOTTOM, TOP)
+    levels = covering_ticks(min(ys), max(ys))
+    up = Scale(levels[0], levels[-1], HEIGHT - BOTTOM, TOP)
     parts = [
-        _grid(across, up, x_label, y_label, y_format),
+        _grid(across, up, levels, y_label, y_format),
         *(_line(line, across, up) for line in sorted(drawn, key=_order)),
-        _hovers(drawn, across, up, x_label, y_format),
+        _hovers(drawn, across, up, y_format),
     ]
     spoken = "; ".join(_spoken(line, y_format) for line in drawn if line.role != "raw")
     return _svg("chart", HEIGHT, f"{title}: {spoken}", parts)
@@ -197,7 +202,7 @@ def bar_chart(title: str, bars: Sequence[Bar], *, value_format: Format = percent
     """Bars from zero, each with its name above and its figure behind."""
     if not bars:
         return ""
-    pitch, room = 46.0, 62.0
+    pitch, room = 46.0, 76.0
     longest = max(*(bar.value for bar in bars), 1e-12)
     scale = Scale(0.0, longest, 0.0, WIDTH - room)
     parts = []
@@ -220,9 +225,9 @@ def _spoken(line: Series, y_format: Format) -> str:
     return f"{line.name} from {y_format(line.points[0][1])} to {y_format(line.points[-1][1])}"
 
 
-def _grid(across: Scale, up: Scale, x_label: str, y_label: str, y_format: Format) -> str:
+def _grid(across: Scale, up: Scale, levels: Sequence[float], y_label: str, y_format: Format) -> str:
     parts = []
-    for tick in nice_ticks(up.low, up.high):
+    for tick in levels:
         parts.append(f'<path class="rule" d="M{across.start:g} {up(tick):.1f}H{across.end:g}"/>')
         parts.append(_text("tick", across.start - 6, up(tick) + 3.5, y_format(tick), "end"))
     ticks = nice_ticks(across.low, across.high)
@@ -230,8 +235,8 @@ def _grid(across: Scale, up: Scale, x_label: str, y_label: str, y_format: Format
         parts.append(f'<path class="axis" d="M{across(tick):.1f} {up.start:g}v4"/>')
         parts.append(_text("tick", across(tick), up.start + 16, name, "middle"))
     parts.append(f'<path class="axis" d="M{across.start:g} {up.start:g}H{across.end:g}"/>')
-    parts.append(_text("label", across.end, HEIGHT - 5, x_label, "end"))
-    parts.append(_text("label", across.start, HEIGHT - 5, y_label))
+    parts.append(_text("label", across.end, HEIGHT - 5, "step", "end"))
+    parts.append(_text("label", 0, 10, y_label))
     return "".join(parts)
 
 
@@ -256,7 +261,7 @@ def _line(line: Series, across: Scale, up: Scale) -> str:
     return path + "".join(dots)
 
 
-def _hovers(series: Sequence[Series], across: Scale, up: Scale, x_label: str, y_format: Format) -> str:
+def _hovers(series: Sequence[Series], across: Scale, up: Scale, y_format: Format) -> str:
     """Invisible columns over the drawing; the one under the pointer shows itself and tells its figures."""
     told = [line for line in series if line.role != "raw"]
     xs = sorted({x for line in told for x, _ in line.points})
@@ -271,7 +276,7 @@ def _hovers(series: Sequence[Series], across: Scale, up: Scale, x_label: str, y_
     parts = []
     for x, (left, right) in zip(xs, pairwise(edges), strict=True):
         here = [(line, values[x]) for line, values in zip(told, figures, strict=True) if x in values]
-        lines = [f"{x_label} {x:,g}", *(f"{line.name}: {y_format(value)}" for line, value in here)]
+        lines = [f"step {x:,.0f}", *(f"{line.name}: {y_format(value)}" for line, value in here)]
         dots = (
             f'<circle class="{line.role}" cx="{across(x):.1f}" cy="{up(value):.1f}" r="3.5"/>'
             for line, value in here

@@ -13,11 +13,12 @@ SMOOTHED_FROM = 60
 
 @dataclass(frozen=True)
 class Curves:
-    """A chart: its title, how to read it, its lines and how figures are written."""
+    """A chart: its title, how to read it, its lines, the y axis' label and how figures are written."""
 
     title: str
     caption: str
     lines: tuple[Series, ...]
+    label: str
     write: Format = plain
     from_zero: bool = True
 
@@ -29,45 +30,54 @@ def curves(files: RunFiles, found: Outcome) -> Iterator[Curves]:
         "Loss",
         "Comparable within this run only. It rises while the queue fills, and does not tell whether features are good.",
         _smoothed("loss", series(files.steps, "loss")),
+        "loss",
         from_zero=False,
     )
     yield Curves(
         "k-NN top-1",
         "Held-out images whose class the 10 nearest training images tell. Labels are for this figure alone.",
         _compared(files.evaluations, "knn_top1", trained, found.knn_before),
+        "accuracy",
         percent,
     )
     yield Curves(
         "Neighbour agreement",
         "Share of the teacher's 10 nearest neighbours, among the held-out images, that the student has too.",
         _compared(files.evaluations, "neighbour_agreement", trained, found.agreement_before, times=100),
+        "neighbours shared",
         percent,
     )
     yield Curves(
         "Effective rank",
         "How many directions the features use. Near 1 all images look the same: collapse.",
         _compared(files.evaluations, "effective_rank", trained, None),
+        "directions",
     )
     yield Curves(
         "Entropy of the teacher's target",
         "In nats. 0: each image is like itself alone; log(queue size): like all images alike.",
         (Series("target entropy", series(files.evaluations, "target_entropy"), "teacher"),),
+        "nats",
     )
     yield from _course(files)
 
 
 def _course(files: RunFiles) -> Iterator[Curves]:
     """How the run went as a piece of work."""
-    yield Curves("Learning rate", "Warm-up, then cosine.", (Series("lr", series(files.steps, "lr")),))
+    yield Curves(
+        "Learning rate", "Warm-up, then cosine.", (Series("lr", series(files.steps, "lr")),), "learning rate"
+    )
     yield Curves(
         "Images a second",
         "Over all processes, reading and all.",
         _smoothed("images/s", series(files.steps, "images_per_s")),
+        "images/s",
     )
     yield Curves(
         "Waiting for data",
         "Share of the time in which the networks stood still for want of images.",
         _smoothed("waiting", _scaled(series(files.steps, "data_wait"), 100)),
+        "share of time",
         percent,
     )
 
@@ -75,7 +85,7 @@ def _course(files: RunFiles) -> Iterator[Curves]:
 def _smoothed(name: str, points: tuple[Point, ...]) -> tuple[Series, ...]:
     if len(points) < SMOOTHED_FROM:
         return (Series(name, points),)
-    return Series(name, points, "raw"), Series(name, tuple(smooth(points)))
+    return Series(name, points, "raw"), Series(f"{name}, moving mean", tuple(smooth(points)))
 
 
 def _compared(

@@ -49,7 +49,7 @@ def read_run(folder: Path) -> RunFiles:
     notes: list[str] = []
     config = _object(folder / "config.json", "the settings are not shown", notes)
     summary = _object(
-        folder / "summary.json", "the run has not finished, or its last lines are missing", notes
+        folder / "summary.json", "the run has not finished; its figures are the latest ones", notes
     )
     lineage = _object(folder / "lineage.json", "where the run comes from is not shown", notes)
     metrics = _lines(folder / "metrics.jsonl", notes)

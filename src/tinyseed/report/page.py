@@ -5,8 +5,7 @@ what went wrong. Everything that comes from a file is escaped.
 """
 
 import json
-import os
-import tempfile
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -20,6 +19,9 @@ from tinyseed.report.verdict import Outcome, outcome, verdict, warnings
 
 MOST_LISTED = 50
 """Unreadable images shown; quarantine.jsonl has them all."""
+
+LONGEST_VALUE = 400
+"""Characters of a setting that are shown."""
 
 
 def write_report(run_folder: Path) -> Path:
@@ -46,14 +48,11 @@ def write_report(run_folder: Path) -> Path:
 
 
 def _replace(path: Path, page: str) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".report-")
-    unfinished = Path(name)
+    unfinished = path.with_suffix(".unfinished")
     try:
-        with os.fdopen(
-            handle, "w", encoding="utf-8", errors="backslashreplace"
-        ) as file:  # names that are no UTF-8
-            file.write(page)
-        unfinished.chmod(0o644)
+        unfinished.write_text(
+            page, encoding="utf-8", errors="backslashreplace"
+        )  # file names that are no UTF-8
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -86,7 +85,7 @@ def _title(config: Record, name: str) -> str:
     teacher, student, backbone = (config.get(key) for key in ("teacher", "student", "backbone"))
     if teacher and student:
         return f"{_short(teacher)} → {_short(student)}"
-    return f"{config.get('command', 'run')}: {_short(backbone)}" if backbone else name
+    return _short(backbone) if backbone else name
 
 
 def _short(model: object) -> str:
@@ -97,10 +96,10 @@ def _short(model: object) -> str:
 def _header(title: str, files: RunFiles, found: Outcome, name: str) -> str:
     facts = [
         str(files.config.get("command", "")),
-        name,
+        name if name != title else "",
         str(files.lineage.get("began", "")).replace("T", " ")[:16],
-        "" if found.epochs is None else f"{found.epochs:,g} epochs",
-        "" if found.steps is None else f"{found.steps:,g} steps",
+        "" if found.epochs is None else f"{found.epochs:,.0f} epochs",
+        "" if found.steps is None else f"{found.steps:,.0f} steps",
         "" if found.minutes is None else duration(found.minutes),
         "" if found.finished else "not finished",
     ]
@@ -122,10 +121,15 @@ def duration(minutes: float) -> str:
 
 def _verdict(files: RunFiles, found: Outcome) -> str:
     told = verdict(found)
-    items = "".join(f"<li>{escape(warning)}</li>" for warning in warnings(files, found))
+    items = "".join(f"<li>{_prose(warning)}</li>" for warning in warnings(files, found))
     listed = f'<ul class="warnings">{items}</ul>' if items else ""
-    sentence = f"<strong>{escape(told.word)}</strong><p>{escape(told.sentence)}</p>"
+    sentence = f"<strong>{escape(told.word)}</strong><p>{_prose(told.sentence)}</p>"
     return f'<section class="verdict {told.level}">{sentence}</section>{listed}'
+
+
+def _prose(text: str) -> str:
+    """Escaped text in which flags and "k-NN" are not broken at their hyphens."""
+    return re.sub(r"--[a-z-]+|k-NN", r'<span class="whole">\g<0></span>', escape(text))
 
 
 def _overview(found: Outcome) -> str:
@@ -203,7 +207,9 @@ def _charts(files: RunFiles, found: Outcome) -> str:
 
 
 def _figure(chart: Curves) -> str:
-    drawing = line_chart(chart.title, chart.lines, y_format=chart.write, from_zero=chart.from_zero)
+    drawing = line_chart(
+        chart.title, chart.lines, y_label=chart.label, y_format=chart.write, from_zero=chart.from_zero
+    )
     if not drawing:
         return ""
     head = f"<h3>{escape(chart.title)}</h3><figcaption>{escape(chart.caption)}</figcaption>"
@@ -223,17 +229,23 @@ def _pairs(record: Record) -> str:
 
 
 def _value(value: object) -> str:
+    """A JSON value for people; a very long one is cut."""
     match value:
         case None:
-            return "—"
+            written = "—"
         case bool():
-            return "yes" if value else "no"
+            written = "yes" if value else "no"
         case str():
-            return value
+            written = value
         case list() if all(isinstance(entry, str) for entry in value):
-            return " ".join(value) or "—"
+            written = " ".join(value) or "—"
         case _:
-            return json.dumps(value, ensure_ascii=False)
+            written = json.dumps(value, ensure_ascii=False)
+    return (
+        written
+        if len(written) <= LONGEST_VALUE
+        else f"{written[:LONGEST_VALUE]} … ({len(written):,} characters)"
+    )
 
 
 def _lineage(lineage: Record) -> str:

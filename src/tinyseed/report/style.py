@@ -40,7 +40,9 @@ p { margin: 0; }
 .bad { border-color: var(--bad); background: var(--bad-soft); } .bad strong { color: var(--bad); }
 .unknown { border-color: var(--unknown); background: var(--unknown-soft); } .unknown strong { color: var(--unknown); }
 .warnings { list-style: none; margin: 12px 0 0; padding: 0; display: grid; gap: 8px; }
-.warnings li { position: relative; padding: 10px 14px 10px 38px; border-radius: 10px; background: var(--doubtful-soft); }
+.warnings li { position: relative; padding: 10px 14px 10px 38px; border-radius: 10px; }
+.warnings li { background: var(--doubtful-soft); }
+.whole { white-space: nowrap; }
 .warnings li::before {
   content: "!"; position: absolute; left: 13px; top: 12px; width: 17px; height: 17px; border-radius: 50%;
   background: var(--doubtful); color: var(--card); font: 700 12px/17px system-ui, sans-serif;

@@ -136,16 +136,18 @@ def _compared(found: Outcome, gain: float) -> Verdict:
         return Verdict("bad", "Worse than untrained", _told(found))
     if gain < CLEAR_GAIN:
         return Verdict("doubtful", "No clear gain", _told(found))
-    return Verdict("good", "It learned", _told(found))
+    return Verdict("good", "It learned" if found.finished else "It is learning", _told(found))
 
 
 def _told(found: Outcome) -> str:
     """What was measured, in words."""
     sentences = []
     if found.knn is not None:
-        told = f"{found.name} tells the class of {percent(found.knn)} of the held-out images by their nearest neighbours"
-        beside = "".join(f"{mark} {words}" for mark, words in zip((":", ","), _beside(found, found.knn)))
-        sentences.append(f"{told} (k-NN){beside}.")
+        told = (
+            f"{found.name} tells the class of {percent(found.knn)} of the held-out images by their neighbours"
+        )
+        beside = ", ".join(_beside(found, found.knn))
+        sentences.append(f"{told} (k-NN){': ' if beside else ''}{beside}.")
     if found.agreement is not None:
         first = (
             "" if found.agreement_before is None else f" (before training: {percent(found.agreement_before)})"
@@ -165,9 +167,11 @@ def _beside(found: Outcome, knn: float) -> Iterator[str]:
     """k-NN accuracy beside what it was before training and what the teacher's is."""
     if found.knn_before is not None:
         gain = knn - found.knn_before
-        yield f"{abs(gain):.1f} points {'more' if gain >= 0 else 'fewer'} than before training ({percent(found.knn_before)})"
+        more = "more" if gain >= 0 else "fewer"
+        yield f"{abs(gain):.1f} points {more} than before training ({percent(found.knn_before)})"
     if found.knn_teacher:
-        yield f"{percent(round(100 * knn / found.knn_teacher))} of what its teacher reaches ({percent(found.knn_teacher)})"
+        share = percent(round(100 * knn / found.knn_teacher))
+        yield f"{share} of what its teacher reaches ({percent(found.knn_teacher)})"
 
 
 def warnings(files: RunFiles, found: Outcome) -> Iterator[str]:
