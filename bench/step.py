@@ -31,6 +31,8 @@ from tinyseed.engine import train as engine
 from tinyseed.engine.build import build_views, open_data
 from tinyseed.engine.config import DistillConfig
 from tinyseed.engine.run_folder import RunFolder
+from tinyseed.models.backbones import build_backbone
+from tinyseed.models.encoder import Encoder, build_projector, save_encoder
 
 
 @dataclass(frozen=True)
@@ -62,29 +64,31 @@ def main() -> None:
     arguments.add_argument("--turns", type=int, default=7)
     arguments.add_argument("--steps", type=int, default=8)
     arguments.add_argument("--case", default="", help="only cases whose name contains this")
+    arguments.add_argument("--workers", default="auto")
     given = arguments.parse_args()
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
             if given.case in case.name:
-                results.append(measure(case, Path(folder), given.turns, given.steps))
+                results.append(measure(case, Path(folder), given))
     if not given.case:
         write_results("step", {"machine": machine(), "results": results})
 
 
-def measure(case: Case, folder: Path, turns: int, steps: int) -> dict:
+def measure(case: Case, folder: Path, given: argparse.Namespace) -> dict:
+    turns, steps = given.turns, given.steps
     data = enlarged(folder / "large") if case.size > 64 else clothing("train")
     config = DistillConfig(
         data=(str(data),),
         out=folder / case.name.replace(" ", "-"),
-        teacher=case.teacher,
-        teacher_weights="random",
+        teacher=str(teacher_with_head(case, folder)),
         student=case.student,
         image_size=case.size,
         batch_size=case.batch,
         queue_size=case.queue,
         validation_images=16,
         log_every=10**9,
+        workers=given.workers if given.workers == "auto" else int(given.workers),
     )
     run = engine.prepare(config, RunFolder(config.out), open_data(config), quiet=True)
     fill(run)
@@ -124,6 +128,16 @@ def measure(case: Case, folder: Path, turns: int, steps: int) -> dict:
         "waiting_ms_per_image": 1000 * statistics.median(waited),
         "parts_ms_per_image": parts,
     }
+
+
+def teacher_with_head(case: Case, folder: Path) -> Path:
+    """A teacher of random weights with MoCo-v2's 128-dimensional head, saved as a run leaves it."""
+    path = folder / f"teacher-{case.teacher}"
+    if not path.exists():
+        backbone = build_backbone(case.teacher, seed=0)
+        encoder = Encoder(backbone, build_projector("mlp", backbone.width, 128, seed=1))
+        save_encoder(path, encoder, file="encoder.safetensors")
+    return path
 
 
 def parts_line(parts: dict[str, float]) -> str:

@@ -245,6 +245,38 @@ def test_the_verdict_follows_the_gain(run, knn, expected, word):
     assert ("below that of the untrained network" in reader.text) == (expected == "bad")
 
 
+def tell_images(folder: Path, **data) -> None:
+    (folder / "lineage.json").write_text(json.dumps({"data": data}))
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        ({"images": 1000, "trained_on": 900}, "doubtful"),  # 100 images: two standard errors are 9.8 points
+        ({"images": 4000, "trained_on": 3600}, "good"),  # 400 images: 4.9 points
+        ({"images": 1000, "trained_on": 900, "held_out_images": 5000}, "good"),
+        ({}, "good"),
+    ],
+)
+def test_a_difference_that_chance_may_make_is_no_verdict(run, images, expected):
+    folder = run()  # 35.5 % → 43.5 %
+    tell_images(folder, **images)
+    page, reader = read(folder)
+    assert level(page) == expected
+    assert ("With 100 held-out images, 9.8 points either way may be chance." in reader.text) == (
+        expected == "doubtful"
+    )
+
+
+def test_agreement_among_a_handful_of_images_is_not_told(run):
+    folder = run()
+    for trained_on, told in ((99, False), (98, True)):
+        tell_images(folder, images=110, trained_on=trained_on)
+        page, reader = read(folder)
+        assert ("nearest neighbours (before training" in reader.text) == told
+        assert ("Neighbour agreement" in charts(page)) == told
+
+
 @pytest.mark.parametrize(("rank", "is_collapse"), [(1.3, True), (6.9, True), (7.2, False)])
 def test_a_collapse_is_told_before_everything(run, rank, is_collapse):
     """Below 2, or below 5 % of the teacher's 141 directions (7.05)."""

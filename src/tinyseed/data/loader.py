@@ -312,6 +312,7 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
     except OSError:
         return
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of <malloc.h>
+    trim_threshold, mmap_threshold, most_mmaps = -1, -3, -4  # M_… of <malloc.h>
     libc.mallopt(trim_threshold, 2**31 - 1)
     libc.mallopt(mmap_threshold, 2**25)
+    libc.mallopt(most_mmaps, 0)

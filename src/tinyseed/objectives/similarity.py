@@ -21,6 +21,12 @@ KERNEL_MAX_DIM = 512
 KERNEL_MIN_ROWS = 256
 """Fewest rows that are worth a batch entry of their own in the flash kernel."""
 
+LEAST_EXPONENT = -60.0
+"""Weights below exp(−60) count as that: a million of them are 1e-20 of the whole, beyond float64's digits.
+
+At small temperatures exp would give subnormal numbers, on which a processor's matmul is over a hundred times slower.
+"""
+
 PARTIAL_BYTES = 64 << 20
 """Most memory for the values of all batch entries before they are merged."""
 
@@ -223,7 +229,7 @@ def _lookup_by_stream(queries: Embeddings, rows: Rows) -> Lookup:
         scores = torch.mm(queries, part.T, out=buffer[: n * len(part)].view(n, len(part)))
         higher = torch.maximum(maximum, scores.amax(1, keepdim=True))
         kept = (maximum - higher).exp_()
-        weights = scores.sub_(higher).exp_()
+        weights = scores.sub_(higher).clamp_(min=LEAST_EXPONENT).exp_()
         total.mul_(kept).add_(weights.sum(1, keepdim=True))
         weighted.mul_(kept).addmm_(weights, part)
         maximum = higher

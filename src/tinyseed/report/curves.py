@@ -28,7 +28,7 @@ def curves(files: RunFiles, found: Outcome) -> Iterator[Curves]:
     trained = found.name.removeprefix("The ")
     yield Curves(
         "Loss",
-        "Comparable within this run only. It rises while the queue fills, and does not tell whether features are good.",
+        "It rises while the queue fills, and does not tell whether the features are good.",
         _smoothed("loss", series(files.steps, "loss")),
         "loss",
         from_zero=False,
@@ -40,13 +40,14 @@ def curves(files: RunFiles, found: Outcome) -> Iterator[Curves]:
         "accuracy",
         percent,
     )
-    yield Curves(
-        "Neighbour agreement",
-        "Share of the teacher's 10 nearest neighbours, among the held-out images, that the student has too.",
-        _compared(files.evaluations, "neighbour_agreement", trained, found.agreement_before, times=100),
-        "neighbours shared",
-        percent,
-    )
+    if found.agreement is not None:
+        yield Curves(
+            "Neighbour agreement",
+            "Share of the teacher's 10 nearest neighbours, among the held-out images, that the student has too.",
+            _compared(files.evaluations, "neighbour_agreement", trained, found.agreement_before, times=100),
+            "neighbours shared",
+            percent,
+        )
     yield Curves(
         "Effective rank",
         "How many directions the features use. Near 1 all images look the same: collapse.",

@@ -168,7 +168,7 @@ def _tiles(found: Outcome) -> str:
             _beside("teacher", found.rank_teacher, _one_decimal),
         ),
         ("parameters", _maybe(found.parameters, plain), _beside("teacher", found.parameters_teacher, plain)),
-        ("loss", _maybe(found.loss_last, plain), _beside("at first", found.loss_first, plain)),
+        ("loss", _maybe(found.loss_last, plain), "not comparable between runs"),
         (
             "images a second",
             _maybe(found.images_per_s, plain),

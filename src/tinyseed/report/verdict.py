@@ -1,5 +1,6 @@
 """Did it work? The figures that answer it, the sentence that says it, and warnings. Imports its own room."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +9,10 @@ from tinyseed.report.charts import percent, plain
 from tinyseed.report.files import Record, RunFiles, mean, number
 
 CLEAR_GAIN = 2.0
-"""Points of k-NN accuracy or agreement below which a gain may be chance, with about a thousand held-out images."""
+"""Points of k-NN accuracy or agreement below which a difference is called unclear, however many images there are."""
+
+FEWEST_HELD_OUT = 12
+"""With fewer held-out images all others are among an image's 10 neighbours, and agreement is 100 % by construction."""
 
 FEWEST_DIRECTIONS, LEAST_OF_TEACHER = 2.0, 0.05
 """An effective rank below the first, or below this share of the teacher's, is called a collapse."""
@@ -21,7 +25,8 @@ MOST_UNREADABLE = 0.01
 class Outcome:
     """The figures of a run that a person asks for first; None where unknown.
 
-    k-NN and agreement are in per cent. `before` is the same network before its first step.
+    k-NN and agreement are in per cent. `before` is the same network before its first step; `held_out` is how many
+    images they are measured on.
     """
 
     name: str
@@ -42,6 +47,7 @@ class Outcome:
     parameters: float | None
     parameters_teacher: float | None
     unreadable: int
+    held_out: float | None
     finished: bool
 
 
@@ -61,6 +67,8 @@ def outcome(files: RunFiles) -> Outcome:
     summary, steps = files.summary, files.steps
     losses = [loss for line in steps if (loss := number(line, "loss")) is not None]
     reached: Record = steps[-1] if steps else last
+    held_out = _held_out(files)
+    few = held_out is not None and held_out < FEWEST_HELD_OUT
 
     def final(name: str) -> float | None:
         return _first_known(number(summary, name), number(last, name))
@@ -73,8 +81,8 @@ def outcome(files: RunFiles) -> Outcome:
         knn=final("knn_top1"),
         knn_teacher=final("knn_top1_teacher"),
         knn_before=before("knn_top1"),
-        agreement=_in_percent(final("neighbour_agreement")),
-        agreement_before=_in_percent(before("neighbour_agreement")),
+        agreement=None if few else _in_percent(final("neighbour_agreement")),
+        agreement_before=None if few else _in_percent(before("neighbour_agreement")),
         rank=final("effective_rank"),
         rank_teacher=final("effective_rank_teacher"),
         loss_first=losses[0] if losses else None,
@@ -87,8 +95,21 @@ def outcome(files: RunFiles) -> Outcome:
         parameters=number(summary, "parameters"),
         parameters_teacher=number(summary, "parameters_teacher"),
         unreadable=len(files.quarantine),
+        held_out=held_out,
         finished=bool(summary),
     )
+
+
+def _held_out(files: RunFiles) -> float | None:
+    """Images that a run was measured on: told by the lineage, or what training left of the data."""
+    data = files.lineage.get("data")
+    if not isinstance(data, dict):
+        return None
+    told, images, trained_on = (number(data, name) for name in ("held_out_images", "images", "trained_on"))
+    if told is None and (images is None or trained_on is None or files.config.get("val_data")):
+        return None
+    left = told if told is not None else (images or 0.0) - (trained_on or 0.0)
+    return min(left, number(files.config, "validation_images") or left)
 
 
 def _first_known(*figures: float | None) -> float | None:
@@ -121,7 +142,7 @@ def verdict(found: Outcome) -> Verdict:
         )
     for figure, before in ((found.knn, found.knn_before), (found.agreement, found.agreement_before)):
         if figure is not None and before is not None:
-            return _compared(found, figure - before)
+            return _compared(found, figure, before)
     if found.knn is not None or found.agreement is not None:
         return Verdict("unknown", "Measured", f"{_told(found)} The untrained network was not measured.")
     if found.loss_last is not None and found.loss_first is not None:
@@ -131,12 +152,29 @@ def verdict(found: Outcome) -> Verdict:
     return Verdict("unknown", "No figures yet", "This folder holds no figures of a run.")
 
 
-def _compared(found: Outcome, gain: float) -> Verdict:
-    if gain < 0:
+def _compared(found: Outcome, figure: float, before: float) -> Verdict:
+    chance = may_be_chance(figure, before, found.held_out)
+    if abs(figure - before) < chance:
+        images = "" if found.held_out is None else f" With {found.held_out:,.0f} held-out images"
+        doubt = f"{images}, {chance:.1f} points either way may be chance." if images else ""
+        return Verdict("doubtful", "No clear gain", _told(found) + doubt)
+    if figure < before:
         return Verdict("bad", "Worse than untrained", _told(found))
-    if gain < CLEAR_GAIN:
-        return Verdict("doubtful", "No clear gain", _told(found))
     return Verdict("good", "It learned" if found.finished else "It is learning", _told(found))
+
+
+def may_be_chance(figure: float, before: float, images: float | None) -> float:
+    """Points of difference that chance alone may make: two standard errors of a share measured on so many images.
+
+    The two shares are measured on the same images, so their difference is less uncertain than that of two samples.
+
+    >>> round(may_be_chance(50, 50, 100), 1), may_be_chance(50, 50, 1_000_000), may_be_chance(50, 50, None)
+    (10.0, 2.0, 2.0)
+    """
+    if not images:
+        return CLEAR_GAIN
+    share = min(max((figure + before) / 200, 0.0), 1.0)
+    return max(CLEAR_GAIN, 200 * math.sqrt(share * (1 - share) / images))
 
 
 def _told(found: Outcome) -> str:
@@ -184,8 +222,8 @@ def warnings(files: RunFiles, found: Outcome) -> Iterator[str]:
         )
     if found.knn is not None and found.knn_before is not None and found.knn < found.knn_before:
         yield (
-            f"k-NN accuracy is {found.knn_before - found.knn:.1f} points below that of the untrained network: "
-            "training did harm. Is the teacher good on these images? Is --lr too high?"
+            f"k-NN accuracy is {found.knn_before - found.knn:.1f} points below that of the untrained network. "
+            "Is the teacher good on these images? Is --lr too high? Did the run last long enough?"
         )
     if found.data_wait is not None and found.data_wait > LONGEST_WAIT:
         yield (
