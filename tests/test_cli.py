@@ -139,7 +139,10 @@ def test_distill_then_evaluate_from_the_command_line(capsys, photos, tmp_path):
 
 
 def test_help_needs_no_torch():
-    program = "import sys; from tinyseed import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    program = (
+        "import sys\nfrom tinyseed import cli\ntry:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "assert 'torch' not in sys.modules"
+    )
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=60)
     assert time.perf_counter() - began < 20

@@ -89,7 +89,7 @@ def demo(config: DemoConfig) -> list[Row]:
     picture = draw(config, models)
     table = [dataclasses.asdict(row) for row in rows]
     (config.out / "table.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    show(console, rows)
+    show(console, rows, images=len(models["teacher"].test.labels))
     console.print(
         f"picture {picture}   reports {config.out}/*/report.html   {duration(time.monotonic() - began)}"
     )
@@ -172,11 +172,9 @@ def measure(name: str, seen: Seen, teacher: Seen, config: DemoConfig) -> Row:
     )
 
 
-def show(console: Console, rows: list[Row]) -> None:
+def show(console: Console, rows: list[Row], images: int) -> None:
     """Print the table, and what it says."""
-    table = Table(
-        title=f"{NEIGHBOURS}-NN on {len(open_source([str(clothing('test'))])):,} test photos of 17 classes"
-    )
+    table = Table(title=f"{NEIGHBOURS}-NN on {images:,} test photos of 17 kinds of clothes")
     for column in ("model", "backbone", "parameters", "k-NN top-1", "neighbours as the teacher's", "trained"):
         table.add_column(column, justify="left" if column in ("model", "backbone") else "right")
     for row in rows:
@@ -187,28 +185,31 @@ def show(console: Console, rows: list[Row]) -> None:
         )
         table.add_row(row.model, row.backbone, *figures, duration(60 * row.minutes) if row.minutes else "—")
     console.print(table)
-    console.print(verdict(rows))
+    console.print(verdict(rows, images))
 
 
-def verdict(rows: list[Row]) -> str:
-    """The table in a sentence, whichever way it went."""
+def verdict(rows: list[Row], images: int) -> str:
+    """The table in words, whichever way it went; a gain within two standard errors is called none."""
     by_name = {row.model: row for row in rows}
-    distilled, alone, random, teacher = (
-        by_name[name] for name in ("distilled", "alone", "random", "teacher")
-    )
-    smaller = teacher.parameters / distilled.parameters
-    error = 100 * (distilled.knn_top1 * (100 - distilled.knn_top1)) ** 0.5 / 100 / len_test() ** 0.5
-    return (
-        f"The student is {smaller:.0f} times smaller than its teacher and reaches "
-        f"{100 * distilled.knn_top1 / teacher.knn_top1:.0f} % of its k-NN accuracy: "
-        f"{distilled.knn_top1 - alone.knn_top1:+.1f} points against learning alone, "
-        f"{distilled.knn_top1 - random.knn_top1:+.1f} against no training (standard error of a figure: {error:.1f})."
-    )
+    distilled, teacher = by_name["distilled"], by_name["teacher"]
+    parts = [
+        f"The student has {teacher.parameters / distilled.parameters:.0f} times fewer parameters than its teacher "
+        f"and {100 * distilled.knn_top1 / teacher.knn_top1:.0f} % of its k-NN accuracy."
+    ]
+    for name, what in (("alone", "learning alone"), ("random", "no training")):
+        other = by_name[name]
+        gain = distilled.knn_top1 - other.knn_top1
+        error = (
+            standard_error(distilled.knn_top1, images) ** 2 + standard_error(other.knn_top1, images) ** 2
+        ) ** 0.5
+        told = "" if abs(gain) > 2 * error else " (within two standard errors: no clear difference)"
+        parts.append(f"Against {what}: {gain:+.1f} ± {error:.1f} points{told}.")
+    return " ".join(parts)
 
 
-def len_test() -> int:
-    """How many test photos there are."""
-    return len(open_source([str(clothing("test"))]))
+def standard_error(percent: float, images: int) -> float:
+    """Standard error of a share of so many images, in points."""
+    return (percent * (100 - percent) / images) ** 0.5
 
 
 def draw(config: DemoConfig, models: dict[str, Seen]) -> Path:

@@ -62,16 +62,16 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 def test_a_distilled_run_folder_is_complete(photos, tmp_path):
     out = tmp_path / "run"
-    summary = train(distill_config(photos, out), quiet=True)
+    summary = train(distill_config(photos, out, val_data=(str(photos),)), quiet=True)
     config = json.loads((out / "config.json").read_text())
     assert config["command"] == "distill"
-    assert config["queue_size"] == 16  # the largest power of two up to half of 54 training images
+    assert config["queue_size"] == 16  # the largest power of two up to half of 60 training images
     assert config["workers"] == 0
     assert config["precision"] == "32"
     logged = lines(out)
     assert [line["step"] for line in logged if "loss" in line] == list(
-        range(1, 13)
-    )  # 54 // 8 = 6 steps an epoch
+        range(1, 15)
+    )  # 60 // 8 = 7 steps an epoch
     assert {"step", "epoch", "loss", "lr", "images_per_s", "data_wait"} <= logged[1].keys()
     evaluations = [line for line in logged if "neighbour_agreement" in line]
     assert [line["epoch"] for line in evaluations] == [0, 1, 2]
@@ -85,10 +85,10 @@ def test_a_distilled_run_folder_is_complete(photos, tmp_path):
     }
     assert expected <= evaluations[-1].keys()
     assert summary == json.loads((out / "summary.json").read_text())
-    assert summary["steps"] == 12
+    assert summary["steps"] == 14
     lineage = json.loads((out / "lineage.json").read_text())
     assert lineage["data"]["images"] == 60
-    assert lineage["data"]["trained_on"] == 54
+    assert lineage["data"]["trained_on"] == lineage["data"]["held_out_images"] == 60
     assert lineage["teacher"]["digest"]
     plain = timm.create_model("mobilenetv3_small_050", num_classes=0)
     plain.load_state_dict(load_file(out / "student.safetensors"), strict=True)

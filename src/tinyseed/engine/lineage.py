@@ -26,6 +26,7 @@ def lineage(config: RunConfig, data: RunData, teacher: Teacher | None) -> dict[s
             "fingerprint": data.source.fingerprint,
             "images": len(data.source),
             "trained_on": len(data.training),
+            "held_out_images": len(data.held_out),
             "held_out": "10 % of the data" if not config.val_data else list(config.val_data),
             "held_out_fingerprint": data.held_out_source.fingerprint,
         },

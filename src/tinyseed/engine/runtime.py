@@ -163,10 +163,14 @@ def _plugin(precision: PrecisionName, device: str) -> Precision:
 
 
 def worker_count(wanted: int | Literal["auto"], on_gpu: bool) -> int:
-    """Decoding processes a device: with a GPU up to 16, without one a single helper beside the networks."""
+    """Decoding processes a device: with a GPU up to 16; on the CPU a quarter of the cores, none of two.
+
+    Without workers the main process decodes in threads. On two cores a worker would gain nothing: the networks' threads
+    wait for each other whenever it takes one of them off its core (bench/step.py).
+    """
     if wanted != "auto":
         return wanted
     cores = usable_cores()
     if not on_gpu:
-        return 0 if cores == 1 else max(1, cores // 4)
+        return 0 if cores <= 2 else cores // 4
     return max(1, min(16, cores // max(1, torch.cuda.device_count()) - 1))

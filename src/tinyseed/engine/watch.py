@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from tinyseed.data.loader import EvaluationBatch, evaluation_batches
-from tinyseed.data.sources import Source, labels_as
+from tinyseed.data.sources import Source
 from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD
 from tinyseed.engine.build import RunData
 from tinyseed.engine.config import TrainConfig
@@ -21,7 +21,7 @@ from tinyseed.engine.run_folder import Figures
 from tinyseed.engine.runtime import Runtime
 from tinyseed.evaluation.features import BankKey, FeatureBank, cached, embed, evaluating
 from tinyseed.evaluation.health import effective_rank, neighbour_agreement
-from tinyseed.evaluation.knn import knn
+from tinyseed.evaluation.knn import align_labels, knn
 from tinyseed.methods.method import Method
 from tinyseed.methods.seed import Seed
 from tinyseed.models.teacher import Teacher
@@ -30,7 +30,10 @@ from tinyseed.shapes import Embeddings, Features, Images
 
 KNN_NEIGHBOURS = 10
 FEWEST_HELD_OUT = 3
-"""With fewer held-out images there are no neighbours to speak of."""
+"""With fewer held-out images there is nothing to measure."""
+
+FEWEST_FOR_AGREEMENT = 12
+"""With fewer all other images are neighbours, and any two networks agree."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Watch:
         self.data = data
         self.runtime = runtime
         self.quarantine = quarantine
-        self.held_out_labels = labels_as(data.held_out_source, data.source.classes)
+        self.held_out_labels = _held_out_labels(data)
         self.possible = len(data.held_out) >= FEWEST_HELD_OUT
         self.teacher = self._measure_teacher(teacher) if teacher is not None and self.possible else None
 
@@ -90,7 +93,8 @@ class Watch:
         figures["effective_rank"] = effective_rank(held_out.features)
         if self.teacher is not None:
             figures |= self.teacher.figures
-            figures["neighbour_agreement"] = neighbour_agreement(self.teacher.features, held_out.features)
+            if len(held_out.features) >= FEWEST_FOR_AGREEMENT:
+                figures["neighbour_agreement"] = neighbour_agreement(self.teacher.features, held_out.features)
             if top1 is not None and self.teacher.figures.get("knn_top1_teacher"):
                 figures["knn_ratio"] = top1 / self.teacher.figures["knn_top1_teacher"]
         if isinstance(method, Seed) and self.teacher is not None:
@@ -139,12 +143,13 @@ class Watch:
 
     def _knn(self, network: Network, held_out: FeatureBank) -> float | None:
         """k-NN top-1 in per cent against images of the training part; None without labels of two classes."""
-        bank_labels, labels = self.data.source.labels, self.held_out_labels[held_out.indices.numpy()]
-        if bank_labels is None or not (labels >= 0).any():
+        bank_labels = self.data.source.labels
+        if bank_labels is None or self.held_out_labels is None:
             return None
+        labels = self.held_out_labels[held_out.indices.numpy()]
         bank = self._embed(network, self.data.source, self.data.bank)
         voting = bank_labels[bank.indices.numpy()]
-        if len(np.unique(voting[voting >= 0])) <= 1:
+        if len(np.unique(voting[voting >= 0])) <= 1 or not (labels >= 0).any():
             return None
         (result,) = knn(
             bank.features,
@@ -154,6 +159,12 @@ class Watch:
             k=(min(KNN_NEIGHBOURS, int((voting >= 0).sum())),),
         )
         return 100 * result.top1
+
+
+def _held_out_labels(data: RunData) -> NDArray[np.int64] | None:
+    """Labels of the held-out source in the numbering of the training source."""
+    source = data.held_out_source
+    return None if source.labels is None else align_labels(data.source.classes, source.classes, source.labels)
 
 
 def _mean_target_entropy(method: Seed, rows: Embeddings) -> float:

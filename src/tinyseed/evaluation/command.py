@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tinyseed.data.loader import evaluation_batches
-from tinyseed.data.sources import Source, labels_as, open_source
+from tinyseed.data.sources import Source, open_source
 from tinyseed.data.split import sample
 from tinyseed.errors import InputError
 from tinyseed.evaluation.features import embed, evaluating
-from tinyseed.evaluation.knn import KnnResult, knn
+from tinyseed.evaluation.knn import KnnResult, align_labels, knn
 from tinyseed.models.encoder import Encoder
 from tinyseed.models.teacher import load_model
 from tinyseed.shapes import Features
+
+USUAL_K = (10, 20, 200)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +34,8 @@ class KnnConfig:
     """Labelled images whose classes vote."""
     test_data: tuple[str, ...]
     """Labelled images to tell the class of."""
-    k: tuple[int, ...] = (10, 20, 200)
-    """Neighbours that vote; several are evaluated together."""
+    k: tuple[int, ...] = ()
+    """Neighbours that vote, one number or several; by default 10, 20 and 200, where there are so many images."""
     weighting: Literal["weighted", "majority"] = "weighted"
     """A vote's weight: exp(similarity / 0.07), or one each."""
     image_size: int | Literal["auto"] = "auto"
@@ -92,12 +94,13 @@ def run_knn(config: KnnConfig) -> KnnReport:
         embed_photos(encoder, source, size, train.classes, limit=config.limit, workers=config.workers)
         for source in (train, test)
     ]
+    voters = int((banks[0].labels >= 0).sum())
     results = knn(
         banks[0].features,
         banks[0].labels,
         banks[1].features,
         banks[1].labels,
-        k=config.k,
+        k=config.k or tuple(number for number in USUAL_K if number <= max(voters, USUAL_K[0])),
         weighting=config.weighting,
     )
     report = KnnReport(
@@ -132,10 +135,10 @@ def embed_photos(
     encoder = encoder.to(device)
     with evaluating(encoder):
         bank = embed(encoder.features, batches, device=device, mean=encoder.input.mean, std=encoder.input.std)
-    labels = labels_as(source, source.classes if classes is None else classes)[bank.indices.numpy()]
-    return Photos(
-        bank.features, torch.from_numpy(labels), bank.indices, unreadable=len(indices) - len(bank.indices)
-    )
+    given = np.full(len(source), -1) if source.labels is None else source.labels
+    labels = align_labels(source.classes if classes is None else classes, source.classes, given)
+    unreadable = len(indices) - len(bank.indices)
+    return Photos(bank.features, torch.from_numpy(labels[bank.indices.numpy()]), bank.indices, unreadable)
 
 
 def table(report: KnnReport) -> str:
@@ -156,8 +159,6 @@ def _check(config: KnnConfig) -> None:
     for neighbours in config.k:
         if neighbours < 1:
             raise InputError("--k", neighbours, "give whole numbers of at least 1")
-    if not config.k:
-        raise InputError("--k", "none", "give at least one number")
     if config.limit is not None and config.limit < 1:
         raise InputError("--limit", config.limit, "give a number of at least 1")
     if config.image_size != "auto" and config.image_size < 8:

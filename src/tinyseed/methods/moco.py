@@ -95,7 +95,7 @@ class MoCo:
 
     def to(self, device: torch.device) -> None:
         """Move the key encoder and the queue."""
-        self.key_encoder.to(device)
+        self.key_encoder.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.queue.to(device)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -54,8 +54,10 @@ class Seed:
         """Both networks see the same view; the loss compares where they place it (paper, equations 1 to 4)."""
         del step
         (view,) = views
-        student = forward(normalise(view, IMAGENET_MEAN, IMAGENET_STD))
-        teacher = self.teacher(normalise(view, self.teacher.mean, self.teacher.std))
+        images = normalise(view, IMAGENET_MEAN, IMAGENET_STD)
+        same = (self.teacher.mean, self.teacher.std) == (IMAGENET_MEAN, IMAGENET_STD)
+        student = forward(images)
+        teacher = self.teacher(images if same else normalise(view, self.teacher.mean, self.teacher.std))
         terms = seed_terms(
             student,
             teacher,
