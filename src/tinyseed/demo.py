@@ -174,9 +174,11 @@ def measure(name: str, seen: Seen, teacher: Seen, config: DemoConfig) -> Row:
 
 def show(console: Console, rows: list[Row], images: int) -> None:
     """Print the table, and what it says."""
-    table = Table(title=f"{NEIGHBOURS}-NN on {images:,} test photos of 17 kinds of clothes")
-    for column in ("model", "backbone", "parameters", "k-NN top-1", "neighbours as the teacher's", "trained"):
-        table.add_column(column, justify="left" if column in ("model", "backbone") else "right")
+    title = f"{NEIGHBOURS}-NN on {images:,} test photos of 17 kinds of clothes"
+    caption = f"agreement: share of the teacher's {NEIGHBOURS} nearest neighbours that the model has too"
+    table = Table(title=title, caption=caption)
+    for column in ("model", "backbone", "parameters", "k-NN top-1", "agreement", "trained"):
+        table.add_column(column, justify="left" if column in ("model", "backbone") else "right", no_wrap=True)
     for row in rows:
         figures = (
             f"{row.parameters / 1e6:.2f} M",
