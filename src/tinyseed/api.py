@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tinyseed.engine.config import DistillConfig, PretrainMoCoConfig, RunConfig
 from tinyseed.engine.run_folder import Figures
+from tinyseed.engine.runtime import is_main_process
 from tinyseed.engine.train import train
 from tinyseed.errors import InputError
 from tinyseed.evaluation.command import KnnConfig, KnnReport, run_knn
@@ -94,7 +95,8 @@ def load(path: str | Path) -> Encoder:
 def run(config: RunConfig) -> Figures:
     """Train as a complete configuration says, then write the report."""
     summary = train(config)
-    write_report(config.out)
+    if is_main_process():
+        write_report(config.out)
     return summary
 
 

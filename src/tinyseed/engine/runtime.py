@@ -162,6 +162,11 @@ def _plugin(precision: PrecisionName, device: str) -> Precision:
             return Precision()
 
 
+def is_main_process() -> bool:
+    """Whether this is the first of the processes that train together, or the only one."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
 def worker_count(wanted: int | Literal["auto"], on_gpu: bool) -> int:
     """Decoding processes a device: with a GPU up to 16; on the CPU a quarter of the cores, none of two.
 
