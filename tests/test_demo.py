@@ -43,7 +43,8 @@ def test_the_picture_frames_neighbours_by_class(tmp_path):
     photo = Image.new("RGB", (40, 60), (10, 20, 30))
     found = [[Neighbour(photo, True), Neighbour(photo, False)]]
     draw_neighbours(tmp_path / "n.png", ["one"], [Query(photo, "hat", found)], "caption")
-    picture = np.asarray(Image.open(tmp_path / "n.png"))
+    with Image.open(tmp_path / "n.png") as image:
+        picture = np.asarray(image)
     for colour in (SAME, OTHER, (10, 20, 30)):
         assert (picture == colour).all(-1).any(), colour
 
@@ -60,7 +61,8 @@ def test_the_demo_ends_in_its_table_and_picture_and_reuses_what_is_done(tmp_path
     assert [line.model for line in rows] == ["random", "alone", "distilled", "teacher"]
     assert rows[-1].neighbour_agreement == pytest.approx(100.0)
     assert json.loads((tmp_path / "demo" / "table.json").read_text())[2]["backbone"] == STUDENT
-    assert Image.open(tmp_path / "demo" / "neighbours.png").width > 800
+    with Image.open(tmp_path / "demo" / "neighbours.png") as picture:
+        assert picture.width > 800
     capsys.readouterr()
     again = demo(config)
     assert capsys.readouterr().out.count("finished before") == 3

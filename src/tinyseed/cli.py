@@ -39,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         _tell(f"error: {error}")
         sys.exit(2)
-    except (RunError, OSError) as error:  # OSError: a full disk, a folder without rights, a file that has gone
+    except (
+        RunError,
+        OSError,
+    ) as error:  # OSError: a full disk, a folder without rights, a file that has gone
         _tell(f"error: {error}")
         sys.exit(1)
     except KeyboardInterrupt:

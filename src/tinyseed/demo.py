@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -176,7 +177,7 @@ def show(console: Console, rows: list[Row], images: int) -> None:
     """Print the table, and what it says."""
     title = f"{NEIGHBOURS}-NN on {images:,} test photos of 17 kinds of clothes"
     caption = f"agreement: share of the teacher's {NEIGHBOURS} nearest neighbours that the model has too"
-    table = Table(title=title, caption=caption)
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for column in ("model", "backbone", "parameters", "k-NN top-1", "agreement", "trained"):
         table.add_column(column, justify="left" if column in ("model", "backbone") else "right", no_wrap=True)
     for row in rows:
@@ -185,7 +186,7 @@ def show(console: Console, rows: list[Row], images: int) -> None:
             f"{row.knn_top1:.1f} %",
             f"{row.neighbour_agreement:.1f} %",
         )
-        table.add_row(row.model, row.backbone, *figures, duration(60 * row.minutes) if row.minutes else "—")
+        table.add_row(row.model, row.backbone, *figures, f"{row.minutes:.1f} min" if row.minutes else "—")
     console.print(table)
     console.print(verdict(rows, images))
 

@@ -9,6 +9,7 @@ from typing import Any
 from tinyseed.data.loader import BadRecord
 from tinyseed.engine.config import HARMLESS, RunConfig, as_json, flag
 from tinyseed.errors import InputError
+from tinyseed.models.weights import write_atomically
 
 Figures = dict[str, Any]
 """One line of metrics.jsonl, or summary.json: names and figures as they are written."""
@@ -28,9 +29,8 @@ class RunFolder:
 
     def write_json(self, file: Path, content: Mapping[str, Any]) -> None:
         """Write a JSON file whole or not at all."""
-        unfinished = file.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        unfinished.replace(file)
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(file, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
 
     def log(self, figures: Figures) -> None:
         """Append a line to metrics.jsonl. What is no finite number is written as null."""

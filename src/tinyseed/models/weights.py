@@ -150,7 +150,7 @@ def write_safetensors(path: Path, state: StateDict, metadata: dict[str, str]) ->
     write_atomically(path, lambda unfinished: save_file(tensors, unfinished, metadata))
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file that takes the place of `path` only when it is whole and on the disk.
 
     Raises:
