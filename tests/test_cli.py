@@ -100,7 +100,7 @@ def test_distill_then_evaluate_from_the_command_line(capsys, photos, tmp_path):
     assert "k-NN" in err
     files = {path.name for path in run.iterdir()}
     expected = {"config.json", "metrics.jsonl", "checkpoints", "student.safetensors", "projector.safetensors"}
-    assert expected | {"lineage.json", "summary.json", "report.html"} <= files
+    assert expected | {"lineage.json", "summary.json", "report.html", "quarantine.jsonl"} <= files
     code, out, err = typed(
         capsys,
         *(

@@ -125,6 +125,7 @@ def prepare(config: RunConfig, folder: RunFolder, data: RunData, *, quiet: bool)
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_json(folder.config, as_json(config))
         folder.write_json(folder.lineage, lineage(config, data, teacher))
+        folder.quarantine.touch()
     plan = build_plan(config, data, runtime)
     module = method.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     forward, optimizer = runtime.fabric.setup(module, build_optimizer(config, module))
