@@ -80,7 +80,7 @@ def test_a_teacher_that_is_not_there_is_a_missing_path_or_an_unknown_name(capsys
 
 def test_distill_then_evaluate_from_the_command_line(capsys, photos, tmp_path):
     run = tmp_path / "run"
-    code, _, err = typed(
+    code, out, err = typed(
         capsys,
         *(
             "distill",
@@ -97,6 +97,7 @@ def test_distill_then_evaluate_from_the_command_line(capsys, photos, tmp_path):
         *("--workers", "0", "--precision", "32"),
     )
     assert code == 0, err
+    assert out.splitlines() == [str(run / "student.safetensors"), str(run / "report.html")]
     assert "k-NN" in err
     files = {path.name for path in run.iterdir()}
     expected = {"config.json", "metrics.jsonl", "checkpoints", "student.safetensors", "projector.safetensors"}

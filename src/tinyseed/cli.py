@@ -5,9 +5,13 @@ Exit codes: 0 done; 1 the run failed; 2 a wrong argument or input, told in one l
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tinyseed.arguments import parse
 from tinyseed.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from tinyseed.engine.config import RunConfig
 
 OVERVIEW = """\
 tinyseed distill --data photos/ --teacher runs/teacher --student resnet18 --out runs/r18
@@ -105,15 +109,18 @@ def _pretrain(rest: Sequence[str]) -> int:
     raise AssertionError
 
 
-def _train(config: object) -> int:
+def _train(config: "RunConfig") -> int:
     from tinyseed import api
+    from tinyseed.engine.config import DistillConfig
     from tinyseed.engine.signals import Stopped
 
     try:
-        api.run(config)  # pyright: ignore[reportArgumentType]
+        api.run(config)
     except Stopped as stopped:
         _tell(str(stopped))
         return stopped.exit_code
+    model = "student" if isinstance(config, DistillConfig) else "encoder"
+    print(f"{config.out / model}.safetensors\n{config.out / 'report.html'}")
     return 0
 
 

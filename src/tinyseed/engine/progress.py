@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn
 from rich.progress import Task as ProgressTask
 from rich.text import Text
 
@@ -33,16 +33,12 @@ class Display:
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
         self.live = self.console.is_terminal and not quiet
         self.last_line = 0.0
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            _StatusColumn(),
-            console=self.console,
-            transient=True,
-        )
-        self.task = self.bar.add_task(title, total=None)
+        self.bar = Progress(BarColumn(bar_width=8), _StatusColumn(), console=self.console, transient=True)
+        self.task = self.bar.add_task("", total=None)
+        self.title = title
 
     def __enter__(self) -> "Display":
+        self.say(self.title)
         if self.live:
             self.bar.start()
         return self
@@ -71,11 +67,11 @@ class Display:
 
 
 def describe(status: Status) -> str:
-    """One line on a moment of a run."""
+    """One line on a moment of a run, within 80 columns; wait is the share of the time spent waiting for data."""
     knn = "" if status.knn_top1 is None else f"  k-NN {status.knn_top1:.1f} %"
     return (
         f"epoch {status.epoch}  loss {status.loss:.3f}  {status.images_per_s:,.0f} img/s"
-        f"  data wait {status.data_wait:.0%}{knn}  {duration(status.seconds_left)} left"
+        f"  wait {status.data_wait:.0%}{knn}  {duration(status.seconds_left)} left"
     )
 
 
@@ -95,4 +91,4 @@ def duration(seconds: float) -> str:
 
 class _StatusColumn(ProgressColumn):
     def render(self, task: ProgressTask) -> Text:
-        return Text(task.fields.get("status", "starting"))
+        return Text(task.fields.get("status", "starting"), no_wrap=True, overflow="ellipsis")

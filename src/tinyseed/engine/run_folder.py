@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,9 @@ def open_run_folder(config: RunConfig) -> RunFolder:
         _refuse_other_settings(folder, config)
     elif config.out.is_dir() and any(config.out.iterdir()):
         raise InputError("--out", config.out, "is a folder with other files; give a new one")
+    parent = next(above for above in (config.out, *config.out.resolve().parents) if above.exists())
+    if not os.access(parent, os.W_OK):
+        raise InputError("--out", config.out, f"cannot be made: no right to write in {parent}")
     return folder
 
 

@@ -122,7 +122,7 @@ def prepare(config: RunConfig, folder: RunFolder, data: RunData, *, quiet: bool)
     method = build_method(config, teacher, runtime)
     method.to(runtime.device)
     if runtime.is_main:
-        folder.path.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.path)
         folder.write_json(folder.config, as_json(config))
         folder.write_json(folder.lineage, lineage(config, data, teacher))
         folder.quarantine.touch()
@@ -148,6 +148,18 @@ def prepare(config: RunConfig, folder: RunFolder, data: RunData, *, quiet: bool)
         restore(run)
     runtime.barrier()
     return run
+
+
+def make_folder(path: Path) -> None:
+    """Make the run's folder.
+
+    Raises:
+        InputError: the operating system refuses.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("--out", path, f"cannot be made ({error.strerror}); give another folder") from error
 
 
 def loop(run: Run, request: StopRequest) -> None:
