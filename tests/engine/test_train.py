@@ -238,6 +238,25 @@ def test_a_stopped_run_resumes_and_equals_the_unbroken_one(photos, tmp_path, mon
     assert_same_weights(tmp_path / "broken", tmp_path / "whole")
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(photos, tmp_path, monkeypatch):
+    from tinyseed.engine import train as engine
+
+    def dies(run, batches, lr):
+        raise MemoryError
+
+    train(distill_config(photos, tmp_path / "whole"), quiet=True)
+    monkeypatch.setattr(engine, "train_step", dies)
+    with pytest.raises(MemoryError):
+        train(distill_config(photos, tmp_path / "broken"), quiet=True)
+    monkeypatch.undo()
+    lineage = (tmp_path / "broken" / "lineage.json").read_text()
+    train(distill_config(photos, tmp_path / "broken", resume=True), quiet=True)
+    assert [line["step"] for line in lines(tmp_path / "broken")] == [
+        line["step"] for line in lines(tmp_path / "whole")
+    ]
+    assert (tmp_path / "broken" / "lineage.json").read_text() == lineage
+
+
 def test_minutes_end_a_run_as_a_whole_one(photos, tmp_path):
     out = tmp_path / "run"
     began = time.monotonic()

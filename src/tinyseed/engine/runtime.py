@@ -69,11 +69,12 @@ class Runtime:
         """What autocast computes in; None for float32."""
         return {"bf16": torch.bfloat16, "16": torch.float16, "32": None}[self.precision]
 
-    def any(self, flag: int) -> int:
-        """The largest flag of all processes: all of them stop when one is asked to."""
+    def largest(self, values: list[float]) -> list[float]:
+        """Element by element the largest of what the processes bring; the same for all of them."""
         if self.group.size == 1:
-            return flag
-        return int(self.group.gather(torch.tensor([flag], device=self.device)).max())
+            return values
+        brought = torch.tensor([values], dtype=torch.float64, device=self.device)
+        return self.group.gather(brought).amax(0).tolist()
 
     def barrier(self) -> None:
         """Wait until every process is here."""

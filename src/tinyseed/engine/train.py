@@ -124,7 +124,8 @@ def prepare(config: RunConfig, folder: RunFolder, data: RunData, *, quiet: bool)
     if runtime.is_main:
         make_folder(folder.path)
         folder.write_json(folder.config, as_json(config))
-        folder.write_json(folder.lineage, lineage(config, data, teacher))
+        if not folder.lineage.exists():
+            folder.write_json(folder.lineage, lineage(config, data, teacher))
         folder.quarantine.touch()
     plan = build_plan(config, data, runtime)
     module = method.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -146,6 +147,8 @@ def prepare(config: RunConfig, folder: RunFolder, data: RunData, *, quiet: bool)
     )
     if folder.checkpoint.exists():
         restore(run)
+    elif runtime.is_main:
+        folder.forget_after(-1)  # of a run that was killed before its first checkpoint
     runtime.barrier()
     return run
 
@@ -170,24 +173,35 @@ def loop(run: Run, request: StopRequest) -> None:
     batches = training_batches(
         views, run.plan, first_step=run.step, workers=run.config.workers, pin_memory=on_gpu
     )
-    earlier, began = run.elapsed, time.monotonic()
+    began = time.monotonic() - run.elapsed
     run.window = Window()
     while not run.done:
         lr = run.schedule.lr(run.step, run.elapsed)
         train_step(run, batches, lr)
         run.step += 1
-        run.elapsed = earlier + time.monotonic() - began
         epoch_ended = run.step % run.plan.steps_per_epoch == 0
-        if run.step % run.config.log_every == 0 or epoch_ended:
+        log_now = run.step % run.config.log_every == 0 or epoch_ended
+        if log_now:
             log_window(run, lr)
         if epoch_ended and run.epoch % run.config.evaluate_every == 0 and not run.done:
             evaluate(run)
-        if epoch_ended or time.monotonic() - run.saved_at > run.config.checkpoint_minutes * 60:
+        number, save_due = 0, False
+        if log_now or run.runtime.group.size == 1:
+            number, save_due = agree(run, request, elapsed=time.monotonic() - began)
+        if epoch_ended or save_due or number:
             save(run)
-        if number := run.runtime.any(request.number):
-            save(run)
+        if number:
             raise Stopped(number, f"stopped at step {run.step}, saved; go on with --resume")
-        run.elapsed = earlier + time.monotonic() - began
+
+
+def agree(run: Run, request: StopRequest, elapsed: float) -> tuple[int, bool]:
+    """Set the time that the schedule goes by, and tell the signal to stop at, and whether a checkpoint is due.
+
+    Clocks and signals differ between processes, steps and learning rates must not: the largest of each counts for all.
+    """
+    overdue = time.monotonic() - run.saved_at > run.config.checkpoint_minutes * 60
+    number, run.elapsed, save_due = run.runtime.largest([float(request.number), elapsed, float(overdue)])
+    return int(number), bool(save_due)
 
 
 def train_step(run: Run, batches: Iterator[TrainingBatch], lr: float) -> None:
