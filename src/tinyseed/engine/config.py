@@ -106,6 +106,15 @@ def verb(config: RunConfig) -> str:
             return "pretrain moco-v2"
 
 
+def title(config: RunConfig) -> str:
+    """What a run does, in a few words."""
+    match config:
+        case DistillConfig():
+            return f"{config.teacher} → {config.student}"
+        case PretrainMoCoConfig():
+            return f"MoCo-v2 {config.backbone}"
+
+
 def as_json(config: RunConfig) -> dict[str, Any]:
     """The settings as plain JSON values, the command first."""
     fields = dataclasses.asdict(config)

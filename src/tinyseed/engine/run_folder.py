@@ -28,6 +28,19 @@ class RunFolder:
         self.lineage = path / "lineage.json"
         self.summary = path / "summary.json"
 
+    def make(self) -> None:
+        """Make the folder.
+
+        Raises:
+            InputError: the operating system refuses.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                "--out", self.path, f"cannot be made ({error.strerror}); give another folder"
+            ) from error
+
     def write_json(self, file: Path, content: Mapping[str, Any]) -> None:
         """Write a JSON file whole or not at all."""
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -30,7 +30,7 @@ from tinyseed.engine.build import (
     open_data,
     settle,
 )
-from tinyseed.engine.config import DistillConfig, RunConfig, as_json, check
+from tinyseed.engine.config import RunConfig, as_json, check, title
 from tinyseed.engine.finish import finish
 from tinyseed.engine.lineage import lineage
 from tinyseed.engine.optim import build_optimizer
@@ -122,7 +122,7 @@ def prepare(config: RunConfig, folder: RunFolder, data: RunData, *, quiet: bool)
     method = build_method(config, teacher, runtime)
     method.to(runtime.device)
     if runtime.is_main:
-        make_folder(folder.path)
+        folder.make()
         folder.write_json(folder.config, as_json(config))
         if not folder.lineage.exists():
             folder.write_json(folder.lineage, lineage(config, data, teacher))
@@ -151,18 +151,6 @@ def prepare(config: RunConfig, folder: RunFolder, data: RunData, *, quiet: bool)
         folder.forget_after(-1)  # of a run that was killed before its first checkpoint
     runtime.barrier()
     return run
-
-
-def make_folder(path: Path) -> None:
-    """Make the run's folder.
-
-    Raises:
-        InputError: the operating system refuses.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError("--out", path, f"cannot be made ({error.strerror}); give another folder") from error
 
 
 def loop(run: Run, request: StopRequest) -> None:
@@ -390,12 +378,3 @@ def finish_run(run: Run) -> Figures:
         elapsed=run.elapsed,
         bad=len(run.quarantine),
     )
-
-
-def title(config: RunConfig) -> str:
-    """What a run does, in a few words."""
-    match config:
-        case DistillConfig():
-            return f"{config.teacher} → {config.student}"
-        case _:
-            return f"MoCo-v2 {config.backbone}"
