@@ -178,7 +178,7 @@ def show(console: Console, rows: list[Row], images: int) -> None:
     title = f"{NEIGHBOURS}-NN on {images:,} test photos of 17 kinds of clothes"
     caption = f"agreement: share of the teacher's {NEIGHBOURS} nearest neighbours that the model has too"
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for column in ("model", "backbone", "parameters", "k-NN top-1", "agreement", "trained"):
+    for column in ("model", "backbone", "weights", "k-NN", "agreement", "trained"):
         table.add_column(column, justify="left" if column in ("model", "backbone") else "right", no_wrap=True)
     for row in rows:
         figures = (
