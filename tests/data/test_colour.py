@@ -1,7 +1,6 @@
 """Each batched colour operation equals torchvision's on one image; the blur also equals SciPy's."""
 
 import colorsys
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,15 +13,6 @@ from tinyseed.data import colour
 from tinyseed.data.colour import blend_, gaussian_blur, grayscale, shift_hue
 
 SIZES = [(64, 64), (33, 47), (1, 5)]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Images this small take longer on several threads, much longer where other work shares the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def some_images(n: int, height: int = 33, width: int = 47) -> Tensor:

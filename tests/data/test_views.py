@@ -4,7 +4,6 @@ distribution of its transforms."""
 import io
 import math
 import pickle
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -37,15 +36,6 @@ from tinyseed.data.views import (
 
 SETTINGS = ViewSettings()
 OPERATIONS = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Images this small take longer on several threads, much longer where other work shares the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -87,7 +87,7 @@ def subset(source: Source, indices: NDArray[np.int64]) -> Source:
 def labels_as(source: Source, classes: tuple[str, ...]) -> NDArray[np.int64]:
     """A source's labels as positions in other classes, matched by name; -1 where there is none.
 
-    Two sources number the same classes differently: what compares labels of two sources comes through here.
+    For joining sources. Test labels go through evaluation's `align_labels`, which keeps missing classes apart.
 
     Returns:
         [n]
