@@ -93,7 +93,7 @@ def measure(case: Case, folder: Path, given: argparse.Namespace) -> dict:
     run = engine.prepare(config, RunFolder(config.out), open_data(config), quiet=True)
     fill(run)
     batches = training_batches(
-        build_views(run.config, run.data, 1),
+        build_views(run.config, run.data, run.method),
         run.plan,
         first_step=0,
         workers=run.config.workers,
@@ -218,7 +218,7 @@ def dissect(run: engine.Run, batches, steps: int, case: Case) -> dict[str, float
     for name, work in works.items():
         work()
         parts[name] = 1000 * timed(work, steps) / case.batch
-    views = build_views(run.config, run.data, 1)
+    views = build_views(run.config, run.data, run.method)
     request = next(run.plan.requests(0))
     views[request]
     parts["read, decode, crop (worker)"] = 1000 * timed(lambda: views[request], 3) / case.batch

@@ -4,6 +4,8 @@ Axes: n images, d embedding, k queue rows, f trunk width, c channels, h w pixels
 A name repeated in one signature means the same size there (checked by beartype in the tests).
 """
 
+from typing import Literal
+
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
@@ -23,6 +25,9 @@ Rows = Float[Tensor, "k d"]
 """Unit rows of the queue."""
 
 Scalar = Float[Tensor, ""]
+
+Interpolation = Literal["bilinear", "bicubic"]
+"""How images are resized; always with antialiasing."""
 
 Indices = Int64[Tensor, " n"]
 """Positions of images in their source."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tinyseed.data import views
 from tinyseed.data.addressed import uniforms
+from tinyseed.data.augmentation import View
 from tinyseed.data.crop import CROP_DRAWS, crop_box
 from tinyseed.data.decode import BadImage, decode
 from tinyseed.data.views import (
@@ -162,7 +163,7 @@ def test_views_together_are_views_alone(data: bytes, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         views, "decode", lambda data, draft_size: calls.append(1) or decode(data, draft_size=draft_size)
     )
-    together = random_views(data, rows, SETTINGS, 64)
+    together = random_views(data, rows, [View(SETTINGS, 64)] * len(rows))
     assert all(np.array_equal(*pair) for pair in zip(alone, together, strict=True))
     assert len(calls) < len(rows)
 

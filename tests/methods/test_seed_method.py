@@ -13,8 +13,8 @@ from tinyseed.objectives.queue import Queue
 
 @pytest.fixture(scope="module")
 def method() -> Seed:
-    teacher = load_teacher("resnet10t", weights="random", seed=1)
-    backbone = build_backbone("mobilenetv3_small_050", seed=2)
+    teacher = load_teacher("resnet10t", weights="random", seed=1, image_size=32)
+    backbone = build_backbone("mobilenetv3_small_050", seed=2, image_size=32)
     student = Encoder(backbone, build_projector("mlp", backbone.width, teacher.dim, None, seed=3))
     queue = Queue(16, teacher.dim)
     queue.push(torch.nn.functional.normalize(torch.randn(11, teacher.dim), dim=1))

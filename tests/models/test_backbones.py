@@ -6,7 +6,8 @@ import torchvision
 from safetensors.torch import save_file
 
 from tinyseed.errors import InputError
-from tinyseed.models.backbones import InputContract, build_backbone
+from tinyseed.models.backbones import build_backbone
+from tinyseed.models.contract import InputContract
 
 
 def images(size, count=2):
@@ -167,10 +168,10 @@ def test_building_leaves_training_mode_and_batch_norm_alone():
 
 def test_input_contract_is_the_librarys():
     assert build_backbone("resnet10t", seed=0).input == InputContract(
-        (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 176
+        (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 176, "bicubic"
     )
     half = (0.5, 0.5, 0.5)
-    assert build_backbone("test_vit", seed=0).input == InputContract(half, half, 160)
+    assert build_backbone("test_vit", seed=0).input == InputContract(half, half, 160, "bicubic", 16)
     assert build_backbone("torchvision/squeezenet1_1", seed=0, image_size=64).input == InputContract(size=64)
 
 

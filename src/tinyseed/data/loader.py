@@ -21,11 +21,18 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from tinyseed.data.addressed import permutation, uniforms
+from tinyseed.data.augmentation import View
 from tinyseed.data.decode import BadImage
 from tinyseed.data.sources import Source
-from tinyseed.data.views import CROP_DRAWS, ViewDraws, ViewSettings, draw_view, evaluation_view, random_views
+from tinyseed.data.views import (
+    CROP_DRAWS,
+    ViewDraws,
+    draw_view,
+    evaluation_view,
+    random_views,
+)
 from tinyseed.errors import RunError
-from tinyseed.shapes import Indices, Pixels
+from tinyseed.shapes import Indices, Interpolation, Pixels
 
 T = TypeVar("T")
 Result = TypeVar("Result")
@@ -125,14 +132,12 @@ class TrainingViews(Dataset[TrainingBatch]):
     """Makes a requested batch; runs in the worker processes.
 
     Attributes:
-        views: views an image (1 for SEED, 2 for MoCo).
+        views: the views of an image (one for SEED, two for MoCo).
         candidates: positions from which substitutes for unreadable images are drawn.
     """
 
     source: Source
-    settings: ViewSettings
-    size: int
-    views: int
+    views: tuple[View, ...]
     seed: int
     candidates: NDArray[np.int64]
 
@@ -145,10 +150,13 @@ class TrainingViews(Dataset[TrainingBatch]):
         bad = tuple(record for image in images for record in image.bad)
         if any(not image.views for image in images):
             return TrainingBatch((), (), torch.from_numpy(indices), bad, given_up=True)
-        views = range(self.views)
-        pixels = tuple(torch.from_numpy(np.stack([image.views[view] for image in images])) for view in views)
+        pixels = tuple(
+            torch.from_numpy(np.stack([image.views[number] for image in images]))
+            for number in range(len(self.views))
+        )
         draws_of_views = tuple(
-            draw_view(self.settings, self.seed, request.epoch, indices, view) for view in views
+            draw_view(view.settings, self.seed, request.epoch, indices, number)
+            for number, view in enumerate(self.views)
         )
         return TrainingBatch(pixels, draws_of_views, torch.from_numpy(indices), bad)
 
@@ -157,7 +165,7 @@ class TrainingViews(Dataset[TrainingBatch]):
         index, bad = int(request.indices[place]), []
         for attempt in range(SUBSTITUTES_TRIED):
             try:
-                views = random_views(self.source.read(index), draws, self.settings, self.size)
+                views = random_views(self.source.read(index), draws, self.views)
                 return _Cropped(index, tuple(views), tuple(bad))
             except (BadImage, OSError) as error:
                 bad.append(BadRecord(index, self.source.name(index), str(error)))
@@ -166,7 +174,7 @@ class TrainingViews(Dataset[TrainingBatch]):
         return _Cropped(index, (), tuple(bad))
 
     def _crop_draws(self, epoch: int, indices: NDArray[np.int64]) -> NDArray[np.float64]:
-        names = [f"crop-{view}" for view in range(self.views)]
+        names = [f"crop-{view}" for view in range(len(self.views))]
         return np.stack([uniforms(self.seed, epoch, indices, name, CROP_DRAWS) for name in names])
 
     def _substitute(self, request: Request, place: int, attempt: int) -> int:
@@ -190,6 +198,7 @@ class _Cropped:
 class _EvaluationViews(Dataset[EvaluationBatch]):
     source: Source
     size: int
+    interpolation: Interpolation
 
     def __getitem__(self, indices: NDArray[np.int64]) -> EvaluationBatch:  # pyright: ignore[reportIncompatibleMethodOverride]
         read = in_threads(self._view, indices.tolist())
@@ -205,7 +214,7 @@ class _EvaluationViews(Dataset[EvaluationBatch]):
 
     def _view(self, index: int) -> NDArray[np.uint8] | BadRecord:
         try:
-            return evaluation_view(self.source.read(index), self.size)
+            return evaluation_view(self.source.read(index), self.size, self.interpolation)
         except (BadImage, OSError) as error:
             return BadRecord(index, self.source.name(index), str(error))
 
@@ -274,14 +283,20 @@ def training_batches(
 
 
 def evaluation_batches(
-    source: Source, indices: NDArray[np.int64], *, size: int, batch_size: int = 128, workers: int = 0
+    source: Source,
+    indices: NDArray[np.int64],
+    *,
+    size: int,
+    interpolation: Interpolation = "bilinear",
+    batch_size: int = 128,
+    workers: int = 0,
 ) -> Iterable[EvaluationBatch]:
     """The evaluation views of these images, in order."""
     requests: Sequence[NDArray[np.int64]] = [
         indices[start : start + batch_size] for start in range(0, len(indices), batch_size)
     ]
     return DataLoader(
-        _EvaluationViews(source, size),
+        _EvaluationViews(source, size, interpolation),
         batch_size=None,
         sampler=requests,  # pyright: ignore[reportArgumentType]  (a sampler is any iterable of what the data set takes)
         num_workers=min(workers, len(requests)),

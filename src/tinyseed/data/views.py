@@ -1,6 +1,6 @@
 """Views: an image is cropped on the CPU, then its whole batch is coloured, blurred and flipped on the device.
 
-Imports tinyseed.data.addressed, .colour, .crop and .decode, and tinyseed.shapes.
+Imports tinyseed.data.addressed, .augmentation, .colour, .crop and .decode, and tinyseed.shapes.
 
     crop     random_views, evaluation_view    encoded bytes → uint8 [3, size, size], in a worker process
     draw     draw_view                        (seed, epoch, images, view) → what is done to each image
@@ -8,7 +8,7 @@ Imports tinyseed.data.addressed, .colour, .crop and .decode, and tinyseed.shapes
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -19,8 +19,10 @@ import torch
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from tinyseed.data.addressed import uniforms
+from tinyseed.data.augmentation import View, ViewSettings
 from tinyseed.data.colour import blend_, gaussian_blur, grayscale, shift_hue
 from tinyseed.data.crop import (
     CROP_DRAWS,
@@ -31,7 +33,7 @@ from tinyseed.data.crop import (
     reduced_box,
 )
 from tinyseed.data.decode import decode
-from tinyseed.shapes import Images, Pixels
+from tinyseed.shapes import Images, Interpolation, Pixels
 
 IMAGENET_MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
 IMAGENET_STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -41,54 +43,6 @@ COLOUR_DRAWS = 13
 
 CHUNK_BYTES = 1280 * 1024
 """Float images that one CPU core works through at once: large enough for few calls, small enough for its caches."""
-
-
-@dataclass(frozen=True)
-class ViewSettings:
-    """The random augmentation; by default that of MoCo v2, which SEED trains with.
-
-    Attributes:
-        crop_scale: least and greatest share of the image's area that a crop covers, in (0, 1].
-        crop_ratio: least and greatest width / height of a crop.
-        brightness, contrast, saturation: a factor is drawn from [max(0, 1 − value), 1 + value].
-        hue: a shift is drawn from [−value, value], in turns of the colour circle; at most 0.5.
-        blur_sigma: least and greatest standard deviation, in pixels of the view.
-
-    Raises:
-        ValueError: a value out of its range.
-
-    Source: Chen et al. 2020 (MoCo v2), arXiv 2003.04297, section 3, and its published settings; Fang et al. 2021
-        (SEED), section 4.1.
-    """
-
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    jitter_probability: float = 0.8
-    gray_probability: float = 0.2
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    blur_probability: float = 0.5
-    flip_probability: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be drawn."""
-        for name in ("brightness", "contrast", "saturation"):
-            _require(0 <= getattr(self, name) < math.inf, name, self, "at least 0")
-        for name in ("jitter", "gray", "blur", "flip"):
-            _require(0 <= getattr(self, f"{name}_probability") <= 1, f"{name}_probability", self, "in [0, 1]")
-        for name, largest in (("crop_scale", 1.0), ("crop_ratio", math.inf), ("blur_sigma", math.inf)):
-            low, high = getattr(self, name)
-            span = "above 0, the first not above the second" + (", at most 1" if largest == 1 else "")
-            _require(0 < low <= high <= largest and high < math.inf, name, self, span)
-        _require(0 <= self.hue <= 0.5, "hue", self, "in [0, 0.5]")
-
-
-def _require(holds: bool, name: str, settings: ViewSettings, span: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} has to be {span}; got {getattr(settings, name)}")
 
 
 # --------------------------------------------------------------------------------------------------- crop
@@ -108,12 +62,12 @@ def random_view(
     Raises:
         BadImage: the image cannot be decoded.
     """
-    return random_views(data, draws[None], settings, size)[0]
+    return random_views(data, draws[None], [View(settings, size)])[0]
 
 
 def random_views(
-    data: bytes, draws: Float64[np.ndarray, "views 40"], settings: ViewSettings, size: int
-) -> list[UInt8[np.ndarray, "3 size size"]]:
+    data: bytes, draws: Float64[np.ndarray, "views 40"], wanted: Sequence[View]
+) -> list[UInt8[np.ndarray, "3 _ _"]]:
     """Cut out several random views of one image, decoded once; each is what `random_view` gives.
 
     A large JPEG is decoded at 1/2, 1/4 or 1/8 where even the crop then has twice the view's size.
@@ -125,7 +79,8 @@ def random_views(
     full = jpeg_size(data)
     decoded: dict[int, Image.Image] = {}
     views = []
-    for numbers in draws:
+    for numbers, view in zip(draws, wanted, strict=True):
+        size, settings = view.size, view.settings
         choose = partial(crop_box, draws=numbers, scale=settings.crop_scale, ratio=settings.crop_ratio)
         reduction = 1 if full is None else largest_reduction(full, choose, size)
         if reduction not in decoded:
@@ -140,10 +95,12 @@ def random_views(
     return views
 
 
-def evaluation_view(data: bytes, size: int) -> UInt8[np.ndarray, "3 size size"]:
+def evaluation_view(
+    data: bytes, size: int, interpolation: Interpolation = "bilinear"
+) -> UInt8[np.ndarray, "3 size size"]:
     """Decode an image, bring its short side to 256/224 of the size and cut out the middle.
 
-    Bilinear with antialiasing, as torchvision's Resize and CenterCrop on a Pillow image. A JPEG whose short side is
+    With antialiasing, as torchvision's Resize and CenterCrop on a Pillow image. A JPEG whose short side is
     more than four times that is decoded at 1/2, 1/4 or 1/8.
 
     Raises:
@@ -152,7 +109,10 @@ def evaluation_view(data: bytes, size: int) -> UInt8[np.ndarray, "3 size size"]:
     short = int(size * 256 / 224)
     image = decode(data, draft_size=2 * short)
     box = centre_box(*image.size, short, size)
-    return _planes(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    return _planes(image.resize((size, size), _FILTERS[interpolation], box=box))
+
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def _planes(image: Image.Image) -> UInt8[np.ndarray, "3 h w"]:
@@ -376,10 +336,19 @@ def _rows_at_once(pixels: Pixels) -> int:
     return max(1, CHUNK_BYTES * torch.get_num_threads() // (4 * pixels[0].numel()))
 
 
+def resized(images: Images, size: int, interpolation: Interpolation = "bilinear") -> Images:
+    """The same view at another resolution, in [0, 1], antialiased; itself where it has that size already."""
+    if images.shape[-1] == size:
+        return images
+    with torch.autocast(images.device.type, enabled=False):
+        scaled = functional.interpolate(images, (size, size), mode=interpolation, antialias=True)
+    return scaled.clamp_(0, 1)  # bicubic overshoots
+
+
 def normalise(
     images: Images,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
     out: Images | None = None,
 ) -> Images:
     """Subtract each channel's mean and divide by its standard deviation; `out` may be `images` itself."""

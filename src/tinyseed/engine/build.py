@@ -1,7 +1,6 @@
 """From settings to what a run is made of: data, method, optimizer, schedule. Imports every room below."""
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 from tinyseed.data.loader import Plan, TrainingViews
 from tinyseed.data.sources import Source, open_source
 from tinyseed.data.split import held_out_split, sample
-from tinyseed.data.views import ViewSettings
+from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD
 from tinyseed.engine.config import DistillConfig, PretrainMoCoConfig, RunConfig, TrainConfig
 from tinyseed.engine.optim import peak_lr
 from tinyseed.engine.run_folder import RunFolder, settled
@@ -76,7 +75,7 @@ def settle(config: RunConfig, folder: RunFolder, data: RunData, runtime: Runtime
     queue_size = config.queue_size
     if queue_size == "auto":
         queue_size = auto_queue_size(len(data.training)) if before is None else before
-    return dataclasses.replace(
+    return replace(
         config,
         queue_size=queue_size,
         precision=runtime.precision,
@@ -96,9 +95,9 @@ def build_plan(config: TrainConfig, data: RunData, runtime: Runtime) -> Plan:
     )
 
 
-def build_views(config: TrainConfig, data: RunData, views: int) -> TrainingViews:
-    """How an image becomes views: the MoCo-v2 augmentation."""
-    return TrainingViews(data.source, ViewSettings(), config.image_size, views, config.seed, data.training)
+def build_views(config: TrainConfig, data: RunData, method: Method) -> TrainingViews:
+    """How an image becomes the views that a method takes."""
+    return TrainingViews(data.source, method.views(config.image_size), config.seed, data.training)
 
 
 def build_schedule(config: TrainConfig, plan: Plan) -> Schedule:
@@ -111,11 +110,13 @@ def build_teacher(config: RunConfig) -> Teacher | None:
     """The frozen teacher of a run that has one."""
     match config:
         case DistillConfig():
+            size = config.teacher_image_size
             return load_teacher(
                 config.teacher,
                 weights=config.teacher_weights,
                 small_stem=config.small_stem and config.teacher_weights == "random",
-                image_size=config.image_size,
+                image_size=config.image_size if size == "auto" else size,
+                round_size=size == "auto",
                 seed=config.seed,
                 field="--teacher",
             )
@@ -140,6 +141,13 @@ def build_encoder(config: RunConfig, name: str, dim: int, field: str) -> Encoder
     """A trunk with fresh weights and a head onto `dim`; the same weights for the same seed."""
     backbone = build_backbone(
         name, small_stem=config.small_stem, image_size=config.image_size, seed=config.seed, field=field
+    )
+    backbone.input = replace(
+        backbone.input,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        size=config.image_size,
+        interpolation="bilinear",
     )
     hidden = None if config.projector_hidden == "auto" else config.projector_hidden
     return Encoder(backbone, build_projector(config.projector, backbone.width, dim, hidden, seed=config.seed))

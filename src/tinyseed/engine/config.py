@@ -78,6 +78,8 @@ class DistillConfig(SeedConfig, TrainConfig):
     """Network to train: a model's name (timm's, or torchvision/NAME)."""
     teacher_weights: str | None = None
     """Weights of a teacher that is given by name: a file, or `random` for controls."""
+    teacher_image_size: int | Literal["auto"] = "auto"
+    """Side of the views in pixels that the teacher sees; auto: `--image-size`, or the next size that it can take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +154,7 @@ _RANGES = {
     "batch_size": _Range(1),
     "accumulate": _Range(1),
     "image_size": _Range(8, 4096),
+    "teacher_image_size": _Range(8, 4096),
     "lr": _Range(0, low_is_in=False),
     "momentum": _Range(0, 1),
     "weight_decay": _Range(0),

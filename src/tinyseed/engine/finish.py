@@ -2,7 +2,6 @@
 
 import torch
 
-from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD
 from tinyseed.engine.config import DistillConfig, RunConfig, verb
 from tinyseed.engine.run_folder import Figures, RunFolder
 from tinyseed.engine.runtime import Runtime
@@ -22,10 +21,10 @@ def finish(
     bad: int,
 ) -> Figures:
     """Write the model's files and summary.json; returns the summary's figures."""
-    encoder = method.module
+    encoder = method.encoder
     summary = summarise(config, folder, encoder, method, step=step, elapsed=elapsed, bad=bad)
     if runtime.is_main:
-        save_encoder(folder.path, encoder, file=model_file(config), metadata=_metadata(config))
+        save_encoder(folder.path, encoder, file=model_file(config), metadata={"method": verb(config)})
         folder.write_json(folder.summary, summary)
     runtime.barrier()
     return summary
@@ -34,15 +33,6 @@ def finish(
 def model_file(config: RunConfig) -> str:
     """A distilled model is a student; a pre-trained one is an encoder."""
     return "student.safetensors" if isinstance(config, DistillConfig) else "encoder.safetensors"
-
-
-def _metadata(config: RunConfig) -> dict[str, str]:
-    return {
-        "method": verb(config),
-        "image_size": str(config.image_size),
-        "mean": ",".join(map(str, IMAGENET_MEAN)),
-        "std": ",".join(map(str, IMAGENET_STD)),
-    }
 
 
 def summarise(

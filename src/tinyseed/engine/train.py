@@ -155,7 +155,7 @@ def prepare(config: RunConfig, folder: RunFolder, data: RunData, *, quiet: bool)
 
 def loop(run: Run, request: StopRequest) -> None:
     """Steps until the schedule ends or a signal asks to stop."""
-    views = build_views(run.config, run.data, run.method.views)
+    views = build_views(run.config, run.data, run.method)
     assert run.config.workers != "auto", "settle() came first"
     on_gpu = run.runtime.device.type == "cuda"
     batches = training_batches(
@@ -208,6 +208,7 @@ def train_step(run: Run, batches: Iterator[TrainingBatch], lr: float) -> None:
                 output = method.step(run.forward, views, run.step)
             runtime.fabric.backward(output.loss / run.config.accumulate)
         outputs.append(output)
+    method.adjust_gradients(run.step)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     method.advance(outputs)

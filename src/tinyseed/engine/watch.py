@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from tinyseed.data.loader import EvaluationBatch, evaluation_batches
 from tinyseed.data.sources import Source
-from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD
 from tinyseed.engine.build import RunData
 from tinyseed.engine.config import TrainConfig
 from tinyseed.engine.quarantine import Quarantine
@@ -24,6 +23,7 @@ from tinyseed.evaluation.health import effective_rank, neighbour_agreement
 from tinyseed.evaluation.knn import align_labels, knn
 from tinyseed.methods.method import Method
 from tinyseed.methods.seed import Seed
+from tinyseed.models.contract import InputContract
 from tinyseed.models.teacher import Teacher
 from tinyseed.objectives.seed import target_entropy
 from tinyseed.shapes import Embeddings, Features, Images
@@ -38,14 +38,13 @@ FEWEST_FOR_AGREEMENT = 12
 
 @dataclass(frozen=True)
 class Network:
-    """Something to measure: a function from normalised images to features, and its normalisation.
+    """Something to measure: a function from normalised images to features, and the images that it expects.
 
     A digest says that it is frozen, and which it is: then its features are kept in the cache.
     """
 
     features: Callable[[Images], Features]
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    input: InputContract
     digest: str | None = None
 
 
@@ -82,11 +81,11 @@ class Watch:
 
         k-NN figures are in per cent, agreement and ratio are shares. Nothing where too few images are held out.
         """
-        encoder = method.module
+        encoder = method.encoder
         if not self.possible:
             return {}
         with evaluating(encoder):
-            student = Network(encoder.features)
+            student = Network(encoder.features, encoder.input)
             held_out = self._embed_held_out(student)
             top1 = self._knn(student, held_out)
         figures: Figures = {} if top1 is None else {"knn_top1": top1}
@@ -102,9 +101,9 @@ class Watch:
         return figures
 
     def _measure_teacher(self, teacher: Teacher) -> TeacherView:
-        network = Network(teacher.features, teacher.mean, teacher.std, f"{teacher.digest}-features")
+        network = Network(teacher.features, teacher.input, f"{teacher.digest}-features")
         held_out = self._embed_held_out(network)
-        rows = self._embed_held_out(Network(teacher, teacher.mean, teacher.std, f"{teacher.digest}-rows"))
+        rows = self._embed_held_out(Network(teacher, teacher.input, f"{teacher.digest}-rows"))
         figures = {"effective_rank_teacher": effective_rank(held_out.features)}
         top1 = self._knn(network, held_out)
         if top1 is not None:
@@ -118,21 +117,26 @@ class Watch:
         if network.digest is None:
             return self._embed_anew(network, source, indices)
         chosen = hashlib.sha256(indices.tobytes()).hexdigest()[:16]
-        key = BankKey(
-            network.digest, f"{source.fingerprint}-{chosen}", self.config.image_size, self.runtime.precision
-        )
+        model = f"{network.digest}-{network.input}"
+        key = BankKey(model, f"{source.fingerprint}-{chosen}", network.input.size, self.runtime.precision)
         return cached(key, lambda: self._embed_anew(network, source, indices))
 
     def _embed_anew(self, network: Network, source: Source, indices: NDArray[np.int64]) -> FeatureBank:
         workers = self.config.workers
         assert workers != "auto", "settle() came first"
-        batches = evaluation_batches(source, indices, size=self.config.image_size, workers=workers)
+        batches = evaluation_batches(
+            source,
+            indices,
+            size=network.input.size,
+            interpolation=network.input.interpolation,
+            workers=workers,
+        )
         return embed(
             network.features,
             self._noting_bad(batches),
             device=self.runtime.device,
-            mean=network.mean,
-            std=network.std,
+            mean=network.input.mean,
+            std=network.input.std,
             autocast=self.runtime.autocast_dtype,
         )
 

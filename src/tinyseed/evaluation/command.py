@@ -131,7 +131,9 @@ def embed_photos(
     indices: NDArray[np.int64] = np.arange(len(source))
     if limit is not None:
         indices = sample(indices, limit, seed=0, name="limit")
-    batches = evaluation_batches(source, indices, size=size, workers=workers)
+    batches = evaluation_batches(
+        source, indices, size=size, interpolation=encoder.input.interpolation, workers=workers
+    )
     encoder = encoder.to(device)
     with evaluating(encoder):
         bank = embed(encoder.features, batches, device=device, mean=encoder.input.mean, std=encoder.input.std)

@@ -20,8 +20,8 @@ from tinyseed.data.views import normalise
 from tinyseed.errors import RunError
 from tinyseed.shapes import Features, Images, Indices, Pixels
 
-Channels = tuple[float, float, float]
-"""A number for each of red, green and blue."""
+Channels = tuple[float, ...]
+"""A number for each channel."""
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -1,17 +1,21 @@
-"""What a training step is. Imports the encoder and shapes; each method has a file of its own beside this one."""
+"""What a training step is. Imports the encoder, views and shapes; each method has a file of its own beside this one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tinyseed.data.augmentation import View
+from tinyseed.data.views import normalise, resized
+from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder
 from tinyseed.shapes import Embeddings, Images, Scalar
 
-Forward = Callable[[Images], Embeddings]
-"""The trained network as the engine wrapped it (mixed precision, DDP): normalised images in, unit rows out."""
+Forward = Callable[..., Any]
+"""The trained module as the engine wrapped it (mixed precision, DDP); for most methods normalised images in, unit rows
+out."""
 
 
 @runtime_checkable
@@ -37,35 +41,50 @@ class Alone:
         return tensor
 
 
+def prepared(view: Images, contract: InputContract) -> Images:
+    """A view in [0, 1] as a network expects it: at its resolution, normalised."""
+    return normalise(resized(view, contract.size, contract.interpolation), contract.mean, contract.std)
+
+
 @dataclass(frozen=True)
 class StepOutput:
     """What one micro-batch gives.
 
     Attributes:
         loss: mean over this process' images; differentiable.
-        rows: unit rows to enqueue once the optimizer has stepped.
+        rows: unit rows to enqueue once the optimizer has stepped; none for methods without a queue.
         target_entropy: mean entropy of the teacher's target in nats, for methods that have one.
     """
 
     loss: Scalar
-    rows: Embeddings
+    rows: Embeddings | None = None
     target_entropy: Scalar | None = None
 
 
 @runtime_checkable
 class Method(Protocol):
-    """One way to train an encoder.
+    """One way to train an encoder."""
 
-    Attributes:
-        module: the trained network: the only thing that the optimizer and DDP see.
-        views: random views of each image that a step takes.
-    """
+    @property
+    def module(self) -> nn.Module:
+        """What is trained: the only thing that the optimizer and DDP see."""
+        ...
 
-    module: Encoder
-    views: int
+    @property
+    def encoder(self) -> Encoder:
+        """The part of it that is measured and saved."""
+        ...
+
+    def views(self, image_size: int) -> tuple[View, ...]:
+        """The random views of each image that a step takes, for networks that see `image_size` pixels."""
+        ...
 
     def step(self, forward: Forward, views: tuple[Images, ...], step: int) -> StepOutput:
         """Views in [0, 1] to a loss. Changes nothing that a later step reads."""
+        ...
+
+    def adjust_gradients(self, step: int) -> None:
+        """Change or drop gradients between the backward pass and the optimizer's step."""
         ...
 
     def advance(self, outputs: Sequence[StepOutput]) -> None:

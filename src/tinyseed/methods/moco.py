@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from tinyseed.data.addressed import permutation
-from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD, normalise
+from tinyseed.data.augmentation import View, ViewSettings
+from tinyseed.data.views import normalise
 from tinyseed.methods.method import Alone, Forward, Group, StepOutput
 from tinyseed.models.encoder import Encoder
 from tinyseed.objectives.contrast import info_nce
@@ -43,21 +44,23 @@ class MoCoConfig:
 class MoCo:
     """The method: a trained encoder for the queries, its moving average for the keys, and the queue."""
 
-    views = 2
-
     def __init__(
         self, config: MoCoConfig, encoder: Encoder, queue: Queue, seed: int = 0, group: Group | None = None
     ) -> None:
         self.config = config
-        self.module = encoder
+        self.module = self.encoder = encoder
         self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.queue = queue
         self.seed = seed
         self.group = group or Alone()
 
+    def views(self, image_size: int) -> tuple[View, ...]:
+        """Two, drawn alike."""
+        return (View(ViewSettings(), image_size),) * 2
+
     def step(self, forward: Forward, views: tuple[Images, ...], step: int) -> StepOutput:
         """Queries from the first view, keys from the second (1911.05722, algorithm 1)."""
-        first, second = (normalise(view, IMAGENET_MEAN, IMAGENET_STD) for view in views)
+        first, second = (normalise(view, self.encoder.input.mean, self.encoder.input.std) for view in views)
         queries = forward(first)
         keys = self._keys(second, step)
         loss = info_nce(queries, keys, self.queue.rows(), temperature=self.config.temperature)
@@ -80,6 +83,9 @@ class MoCo:
         keys = self.group.gather(self.key_encoder(everything[order[mine]]))
         return keys[order.argsort()[mine]]
 
+    def adjust_gradients(self, step: int) -> None:
+        """Nothing to change."""
+
     @torch.no_grad()
     def advance(self, outputs: Sequence[StepOutput]) -> None:
         """Move the key encoder towards the trained one, then push the keys of all processes.
@@ -91,6 +97,7 @@ class MoCo:
         for key, query in pairs:
             key.lerp_(query, weight)
         for output in outputs:
+            assert output.rows is not None
             self.queue.push(self.group.gather(output.rows))
 
     def to(self, device: torch.device) -> None:

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD, normalise
-from tinyseed.methods.method import Alone, Forward, Group, StepOutput
+from tinyseed.data.augmentation import View, ViewSettings
+from tinyseed.methods.method import Alone, Forward, Group, StepOutput, prepared
 from tinyseed.models.encoder import Encoder
 from tinyseed.models.teacher import Teacher
 from tinyseed.objectives.queue import Queue
@@ -39,25 +39,31 @@ class SeedConfig:
 class Seed:
     """The method: student and queue. The teacher is a function that it calls, never a part of it."""
 
-    views = 1
-
     def __init__(
         self, config: SeedConfig, student: Encoder, teacher: Teacher, queue: Queue, group: Group | None = None
     ) -> None:
         self.config = config
-        self.module = student
+        self.module = self.encoder = student
         self.teacher = teacher
         self.queue = queue
         self.group = group or Alone()
+        own, its = student.input, teacher.input
+        self._seen_alike = (own.mean, own.std, own.size) == (its.mean, its.std, its.size)
+
+    def views(self, image_size: int) -> tuple[View, ...]:
+        """One, at the higher of the two networks' resolutions."""
+        return (View(ViewSettings(), max(image_size, self.teacher.input.size)),)
 
     def step(self, forward: Forward, views: tuple[Images, ...], step: int) -> StepOutput:
-        """Both networks see the same view; the loss compares where they place it (paper, equations 1 to 4)."""
+        """Both networks see the same view; the loss compares where they place it (paper, equations 1 to 4).
+
+        Each sees it at its own resolution and normalised as it expects.
+        """
         del step
         (view,) = views
-        images = normalise(view, IMAGENET_MEAN, IMAGENET_STD)
-        same = (self.teacher.mean, self.teacher.std) == (IMAGENET_MEAN, IMAGENET_STD)
+        images = prepared(view, self.encoder.input)
         student = forward(images)
-        teacher = self.teacher(images if same else normalise(view, self.teacher.mean, self.teacher.std))
+        teacher = self.teacher(images if self._seen_alike else prepared(view, self.teacher.input))
         terms = seed_terms(
             student,
             teacher,
@@ -67,9 +73,13 @@ class Seed:
         )
         return StepOutput(terms.loss, teacher, terms.target_entropy)
 
+    def adjust_gradients(self, step: int) -> None:
+        """Nothing to change."""
+
     def advance(self, outputs: Sequence[StepOutput]) -> None:
         """Push the teacher's rows of all processes: each process then holds the same queue."""
         for output in outputs:
+            assert output.rows is not None
             self.queue.push(self.group.gather(output.rows))
 
     def to(self, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Trunks by name, from timm and torchvision. Imports weights.py of this room, and errors and shapes.
+"""Trunks by name, from timm and torchvision. Imports contract.py and weights.py of this room, errors and shapes.
 
 A name is timm's (`resnet18`, `resnet18.a1_in1k`, `timm/resnet18`) or torchvision's (`torchvision/resnet18`).
 The network in a `Backbone` is the library's own without its classifier; its state dict loads there unchanged.
@@ -7,7 +7,7 @@ The network in a `Backbone` is the library's own without its classifier; its sta
 import contextlib
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,29 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from tinyseed.errors import InputError
+from tinyseed.models.contract import InputContract
 from tinyseed.models.torchvision_ops import ensure_torchvision
 from tinyseed.models.weights import first_line, fit_weights, read_weights
-from tinyseed.shapes import Features, Images
+from tinyseed.shapes import Features, Images, Interpolation
 
 Library = Literal["timm", "torchvision"]
-Channels = tuple[float, float, float]
 
 # Auxiliary heads that give several outputs in training, and weights that need more than their tensors to be loaded
 # (MNASNet's version number). timm's models of these kinds have neither.
 _NOT_TAKEN = ("googlenet", "inception_v3", "mnasnet")
-
-
-@dataclass(frozen=True)
-class InputContract:
-    """What a network expects of its images: RGB in [0, 1], then (image − mean) ÷ std by channel.
-
-    Attributes:
-        size: side in pixels that it was made for.
-    """
-
-    mean: Channels = (0.485, 0.456, 0.406)
-    std: Channels = (0.229, 0.224, 0.225)
-    size: int = 224
 
 
 @dataclass(frozen=True)
@@ -91,6 +78,7 @@ def build_backbone(
     small_stem: bool = False,
     weights: str | Path | None = None,
     image_size: int | None = None,
+    round_size: bool = False,
     seed: int | None = None,
     field: str = "--student",
 ) -> Backbone:
@@ -102,6 +90,7 @@ def build_backbone(
         weights: None or "random"; else a file with the library's own state dict, with or without classifier.
         image_size: side of the images in pixels; by default the library's. Networks of a fixed size are built
             for it.
+        round_size: take the next size that the network can have, where it cannot have this one.
         seed: the same seed gives the same weights, and leaves the global generator as it was.
         field: the flag that named the model, for errors.
 
@@ -112,6 +101,8 @@ def build_backbone(
     weights_field = f"{field}-weights"
     library, plain = find_model(name, field)
     state = None if file is None else read_weights(file, weights_field)
+    if round_size and image_size is not None:
+        image_size = library_contract(library, plain, field).fitting(image_size)
     # A file's position embeddings are of the library's own size; networks with dynamic ones then take others.
     built_size = image_size if file is None else None
     with seeded(0 if file is not None else seed):
@@ -196,6 +187,12 @@ class Trunk:
     built_size: int | None
 
 
+def library_contract(library: Library, name: str, field: str) -> InputContract:
+    """What images the library's own network of this name takes; no weights are drawn."""
+    with torch.device("meta"):
+        return _create(library, name, None, field).contract
+
+
 def _create(library: Library, name: str, size: int | None, field: str) -> Trunk:
     """A trunk with random weights."""
     try:
@@ -220,7 +217,16 @@ def create_timm(name: str, size: int | None, **settings: Any) -> Trunk:  # noqa:
         network = timm.create_model(name, num_classes=0, **sizes, **settings)
     classifier = config.classifier or ()
     classifiers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    contract = InputContract(_channels(config.mean), _channels(config.std), int(config.input_size[-1]))
+    contract = InputContract(
+        _channels(config.mean),
+        _channels(config.std),
+        int(config.input_size[-1]),
+        _interpolation(config.interpolation),
+        _patch(network),
+        fixed=built_size is None
+        and config.fixed_input_size
+        and not getattr(network, "dynamic_img_size", False),
+    )
     return Trunk(network, classifiers, contract, built_size)
 
 
@@ -229,19 +235,36 @@ def create_torchvision(name: str, size: int | None, **settings: Any) -> Trunk:  
     ensure_torchvision()
     from torchvision import models
 
-    built_size = size if name.startswith("vit_") else None
+    is_vit = name.startswith("vit_")
+    built_size = size if is_vit else None
     sizes = {} if built_size is None else {"image_size": built_size}
     network = models.get_model(name, **sizes, **settings)
     transforms: Any = models.get_model_weights(name)["DEFAULT"].transforms()
     contract = InputContract(
-        _channels(transforms.mean), _channels(transforms.std), int(transforms.crop_size[0])
+        _channels(transforms.mean),
+        _channels(transforms.std),
+        int(transforms.crop_size[0]),
+        _interpolation(transforms.interpolation.value),
+        int(getattr(network, "patch_size", 1)) if is_vit else 1,
+        fixed=built_size is None and is_vit,
     )
     return Trunk(network, (_remove_classifier(network),), contract, built_size)
 
 
-def _channels(values: Any) -> Channels:  # noqa: ANN401  (the libraries hold lists or tuples)
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
+def _channels(values: Any) -> tuple[float, ...]:  # noqa: ANN401  (the libraries hold lists or tuples)
+    return tuple(float(value) for value in values)
+
+
+def _interpolation(name: str) -> Interpolation:
+    return "bicubic" if name == "bicubic" else "bilinear"
+
+
+def _patch(network: Any) -> int:  # noqa: ANN401  (one of timm's)
+    """What the sides of its images have to be a multiple of, where timm's network cuts them into patches."""
+    if not getattr(network, "dynamic_img_size", False):
+        return 1
+    patch = getattr(getattr(network, "patch_embed", None), "patch_size", 1)
+    return max(patch) if isinstance(patch, tuple | list) else int(patch)
 
 
 def _remove_classifier(network: nn.Module) -> str:
@@ -294,7 +317,7 @@ def as_backbone(
     name = plain if library == "timm" else f"{library}/{plain}"
     size = image_size or trunk.contract.size
     width = probe_width(trunk.network, size, name, field)
-    contract = InputContract(trunk.contract.mean, trunk.contract.std, size)
+    contract = replace(trunk.contract, size=size)
     return Backbone(trunk.network, Build(name, library, small_stem, trunk.built_size), contract, width)
 
 

@@ -4,20 +4,24 @@ A finished model is two safetensors files. The trunk's has exactly the tensor na
 metadata of both say what is needed to build them again.
 """
 
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tinyseed.errors import InputError
-from tinyseed.models.backbones import Backbone, InputContract, build_backbone, seeded
+from tinyseed.models.backbones import Backbone, build_backbone, seeded
+from tinyseed.models.contract import InputContract
 from tinyseed.models.weights import fit_weights, read_safetensors, write_safetensors
-from tinyseed.shapes import Embeddings, Features, Images
+from tinyseed.shapes import Embeddings, Features, Images, Interpolation
 
-ProjectorKind = Literal["mlp", "linear"]
+ProjectorKind = Literal["linear", "mlp", "mlp-bn", "mlp-bn-3"]
+"""One linear layer; two with a ReLU between them; the same with batch norm before the ReLU; three such."""
+_KINDS: dict[str, ProjectorKind] = {kind: kind for kind in get_args(ProjectorKind)}
 
 MODEL_FILES = ("student.safetensors", "encoder.safetensors")
 PROJECTOR_FILE = "projector.safetensors"
@@ -36,18 +40,25 @@ class Projector(nn.Sequential):
     """
 
     def __init__(self, kind: ProjectorKind, width: int, dim: int, hidden: int) -> None:
-        if kind == "linear":
-            super().__init__(nn.Linear(width, dim))
-        else:
-            super().__init__(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, dim))
+        super().__init__(*_layers(kind, width, dim, hidden))
         self.kind = kind
         self.width = width
         self.dim = dim
         self.hidden = hidden
 
 
+def _layers(kind: ProjectorKind, width: int, dim: int, hidden: int) -> list[nn.Module]:
+    if kind == "linear":
+        return [nn.Linear(width, dim)]
+    layers: list[nn.Module] = []
+    for before in (width, hidden)[: 2 if kind == "mlp-bn-3" else 1]:
+        norm = [] if kind == "mlp" else [nn.BatchNorm1d(hidden)]
+        layers += [nn.Linear(before, hidden), *norm, nn.ReLU()]
+    return [*layers, nn.Linear(hidden, dim)]
+
+
 def build_projector(
-    kind: Literal["mlp", "linear", "none"],
+    kind: ProjectorKind | Literal["none"],
     width: int,
     dim: int,
     hidden: int | None = None,
@@ -57,13 +68,15 @@ def build_projector(
     """A head from `width` to `dim` with random weights, or none.
 
     Args:
-        kind: one linear layer; or two with a ReLU between them and no batch norm.
+        kind: see `ProjectorKind`.
         width: length of the trunk's features.
         dim: length of the embedding.
-        hidden: width of the MLP's hidden layer; by default the trunk's.
+        hidden: width of the MLP's hidden layers; by default the trunk's.
         seed: the same seed gives the same weights, and leaves the global generator as it was.
 
-    Source: the MLP head of MoCo-v2 (arXiv 2003.04297), which SEED (arXiv 2101.04731) takes over.
+    Source: "mlp" is MoCo-v2's head (arXiv 2003.04297), which SEED (arXiv 2101.04731) takes over; "mlp-bn" is
+    SimCLR's (arXiv 2002.05709) and SwAV's (arXiv 2006.09882), "mlp-bn-3" that of SimCLR v2 (arXiv 2006.10029).
+    Differs: SimCLR's own code has a batch norm after the last layer, too; the checkpoints that we read have none.
     """
     if kind == "none":
         return None
@@ -128,8 +141,8 @@ def save_encoder(
         folder: made where it is missing.
         encoder: on any device, in any memory format.
         file: the trunk's file.
-        metadata: more to say about it. `mean`, `std` (three numbers and commas) and `image_size` take the
-            place of the backbone's own input.
+        metadata: more to say about it. `mean`, `std` (numbers and commas), `image_size` and `interpolation` take
+            the place of the backbone's own input.
 
     Returns:
         The trunk's file.
@@ -151,6 +164,7 @@ def _describe_backbone(backbone: Backbone, more: dict[str, str]) -> dict[str, st
         "mean": ",".join(map(str, backbone.input.mean)),
         "std": ",".join(map(str, backbone.input.std)),
         "image_size": str(backbone.input.size),
+        "interpolation": backbone.input.interpolation,
         "normalisation": "RGB divided by 255, minus mean, divided by std",
     }
     build = {
@@ -216,9 +230,8 @@ def _load_backbone(file: Path, field: str) -> Backbone:
         name, width = metadata["backbone"], int(metadata["width"])
         built_size = int(metadata["built_size"]) if metadata["built_size"] else None
         small_stem = metadata["small_stem"] == "true"
-        contract = InputContract(
-            _three(metadata["mean"]), _three(metadata["std"]), int(metadata["image_size"])
-        )
+        mean, std = _numbers(metadata["mean"]), _numbers(metadata["std"])
+        size = int(metadata["image_size"])
     except (KeyError, ValueError) as error:
         raise InputError(field, file, _foreign(field)) from error
     backbone = build_backbone(name, small_stem=small_stem, image_size=built_size, seed=0, field=field)
@@ -227,7 +240,9 @@ def _load_backbone(file: Path, field: str) -> Backbone:
         raise InputError(
             field, file, f"its features have {width} numbers, this {backbone.library}'s {backbone.width}"
         )
-    backbone.input = contract
+    bicubic = metadata.get("interpolation") == "bicubic"
+    interpolation: Interpolation = "bicubic" if bicubic else "bilinear"
+    backbone.input = replace(backbone.input, mean=mean, std=std, size=size, interpolation=interpolation)
     return backbone
 
 
@@ -236,9 +251,8 @@ def _foreign(field: str) -> str:
     return f"is no model that tinyseed wrote; give {how}"
 
 
-def _three(text: str) -> tuple[float, float, float]:
-    red, green, blue = map(float, text.split(","))
-    return red, green, blue
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(map(float, text.split(",")))
 
 
 def _load_projector(file: Path, width: int, field: str) -> Projector:
@@ -248,9 +262,9 @@ def _load_projector(file: Path, width: int, field: str) -> Projector:
         dim, hidden = int(metadata["out"]), int(metadata["hidden"])
     except (KeyError, ValueError) as error:
         raise InputError(field, file, "is no projector that tinyseed wrote") from error
-    if kind not in ("mlp", "linear") or given != width:
+    if kind not in _KINDS or given != width:
         raise InputError(field, file, f"takes {given} features ({kind}), the trunk beside it gives {width}")
-    projector = build_projector(kind, width, dim, hidden, seed=0)
+    projector = build_projector(_KINDS[kind], width, dim, hidden, seed=0)
     assert projector is not None
     fit_weights(projector, state, name=f"the {kind} projector", source=file, field=field)
     return projector

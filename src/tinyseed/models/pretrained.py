@@ -22,7 +22,9 @@ _PATIENCE = 10.0
 """Seconds that a silent server is waited for."""
 
 
-def build_pretrained(name: str, *, image_size: int | None = None, field: str = "--teacher") -> Backbone:
+def build_pretrained(
+    name: str, *, image_size: int | None = None, round_size: bool = False, field: str = "--teacher"
+) -> Backbone:
     """Build a trunk with its library's pre-trained weights, from the library's cache or the network.
 
     Raises:
@@ -43,6 +45,8 @@ def build_pretrained(name: str, *, image_size: int | None = None, field: str = "
     except Exception as error:  # downloads and their files fail in many ways
         why = f"its pre-trained weights are not at hand ({first_line(error)})"
         raise InputError(field, name, f"{why}; {remedy}") from error
+    if round_size and image_size is not None:
+        image_size = trunk.contract.fitting(image_size)
     return as_backbone(trunk, library, plain, small_stem=False, image_size=image_size, field=field)
 
 

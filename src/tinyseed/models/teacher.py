@@ -7,18 +7,15 @@ or state, and no call to train() reaches its batch norm.
 import copy
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tinyseed.errors import InputError
-from tinyseed.models.backbones import (
-    InputContract,
-    build_backbone,
-    is_model_name,
-    probe_width,
-)
+from tinyseed.models.backbones import build_backbone, is_model_name, probe_width
+from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder, freeze, load_encoder, model_file
 from tinyseed.models.folding import fold_batch_norm
 from tinyseed.models.pretrained import build_pretrained
@@ -37,7 +34,8 @@ class Teacher:
     Attributes:
         spec: how it was named.
         digest: 16 hexadecimal digits that stand for the encoder's weights.
-        mean, std: by channel, for images in [0, 1]; it expects (image − mean) ÷ std.
+        input: the images that it sees: mean and std by channel, side, interpolation.
+        mean, std: the same by channel, for images in [0, 1]; it expects (image − mean) ÷ std.
         dim: length of its unit rows.
         width: length of its trunk's features.
         parameters_count: parameters of its trunk.
@@ -97,6 +95,7 @@ def load_teacher(
     weights: str | Path | None = None,
     small_stem: bool = False,
     image_size: int | None = None,
+    round_size: bool = True,
     seed: int | None = 0,
     field: str = "--teacher",
 ) -> Teacher:
@@ -108,7 +107,8 @@ def load_teacher(
         weights: for a name: a file with the library's state dict, "random", or None for the library's
             pre-trained weights (cached, or fetched).
         small_stem: for a name: whether its weights are for the small stem.
-        image_size: side of the images in pixels that it will see.
+        image_size: side of the images in pixels that it will see; by default what it was made for.
+        round_size: take the next size that it can see, where it cannot see this one (a multiple of a ViT's patch).
         seed: of random weights.
         field: the flag that named it, for errors.
 
@@ -117,7 +117,13 @@ def load_teacher(
     """
     stream = None if seed is None else seed ^ _TEACHER_STREAM
     encoder = load_model(
-        spec, weights=weights, small_stem=small_stem, image_size=image_size, seed=stream, field=field
+        spec,
+        weights=weights,
+        small_stem=small_stem,
+        image_size=image_size,
+        round_size=round_size,
+        seed=stream,
+        field=field,
     )
     return Teacher(encoder, str(spec) if weights is None else f"{spec}, weights {weights}")
 
@@ -128,6 +134,7 @@ def load_model(
     weights: str | Path | None = None,
     small_stem: bool = False,
     image_size: int | None = None,
+    round_size: bool = False,
     seed: int | None = 0,
     field: str = "--model",
 ) -> Encoder:
@@ -140,19 +147,27 @@ def load_model(
     if text.startswith(RANDOM):
         text, weights = text.removeprefix(RANDOM), "random"
     if _is_path(text):
-        return _load_saved(text, weights, image_size, field)
+        return _load_saved(text, weights, image_size, round_size=round_size, field=field)
     if weights is None and small_stem:
         raise InputError("--small-stem", text, "pre-trained weights have no small stem; leave it out")
     if weights is None:
-        backbone = build_pretrained(text, image_size=image_size, field=field)
+        backbone = build_pretrained(text, image_size=image_size, round_size=round_size, field=field)
     else:
         backbone = build_backbone(
-            text, small_stem=small_stem, weights=weights, image_size=image_size, seed=seed, field=field
+            text,
+            small_stem=small_stem,
+            weights=weights,
+            image_size=image_size,
+            round_size=round_size,
+            seed=seed,
+            field=field,
         )
     return Encoder(backbone).eval()
 
 
-def _load_saved(path: str, weights: str | Path | None, image_size: int | None, field: str) -> Encoder:
+def _load_saved(
+    path: str, weights: str | Path | None, image_size: int | None, *, round_size: bool, field: str
+) -> Encoder:
     if not Path(path).expanduser().exists():
         raise InputError(
             field, path, "no such file or folder (models are named as in timm, or torchvision/NAME)"
@@ -161,7 +176,9 @@ def _load_saved(path: str, weights: str | Path | None, image_size: int | None, f
         raise InputError(f"{field}-weights", weights, f"{path} has weights of its own; leave these out")
     encoder = load_encoder(path, field=field)
     if image_size is not None:
-        probe_width(encoder.backbone.network, image_size, encoder.backbone.name, field)
+        size = encoder.input.fitting(image_size) if round_size else image_size
+        probe_width(encoder.backbone.network, size, encoder.backbone.name, field)
+        encoder.backbone.input = replace(encoder.input, size=size)
     return encoder
 
 

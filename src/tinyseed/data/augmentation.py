@@ -1,0 +1,65 @@
+"""What a random view is drawn from, and which views a step takes. Imports nothing of tinyseed."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """The random augmentation; by default that of MoCo v2, which SEED trains with.
+
+    Attributes:
+        crop_scale: least and greatest share of the image's area that a crop covers, in (0, 1].
+        crop_ratio: least and greatest width / height of a crop.
+        brightness, contrast, saturation: a factor is drawn from [max(0, 1 − value), 1 + value].
+        hue: a shift is drawn from [−value, value], in turns of the colour circle; at most 0.5.
+        blur_sigma: least and greatest standard deviation, in pixels of the view.
+
+    Raises:
+        ValueError: a value out of its range.
+
+    Source: Chen et al. 2020 (MoCo v2), arXiv 2003.04297, section 3, and its published settings; Fang et al. 2021
+        (SEED), section 4.1.
+    """
+
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    jitter_probability: float = 0.8
+    gray_probability: float = 0.2
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_probability: float = 0.5
+    flip_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn."""
+        for name in ("brightness", "contrast", "saturation"):
+            _require(0 <= getattr(self, name) < math.inf, name, self, "at least 0")
+        for name in ("jitter", "gray", "blur", "flip"):
+            _require(0 <= getattr(self, f"{name}_probability") <= 1, f"{name}_probability", self, "in [0, 1]")
+        for name, largest in (("crop_scale", 1.0), ("crop_ratio", math.inf), ("blur_sigma", math.inf)):
+            low, high = getattr(self, name)
+            span = "above 0, the first not above the second" + (", at most 1" if largest == 1 else "")
+            _require(0 < low <= high <= largest and high < math.inf, name, self, span)
+        _require(0 <= self.hue <= 0.5, "hue", self, "in [0, 0.5]")
+
+
+def _require(holds: bool, name: str, settings: ViewSettings, span: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} has to be {span}; got {getattr(settings, name)}")
+
+
+@dataclass(frozen=True)
+class View:
+    """One random view of each image.
+
+    Attributes:
+        settings: what it is drawn from.
+        size: its side in pixels.
+    """
+
+    settings: ViewSettings
+    size: int
