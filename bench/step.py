@@ -195,7 +195,7 @@ def timed(step, repetitions: int) -> float:
 def dissect(run: engine.Run, batches, steps: int, case: Case) -> dict[str, float]:
     """Each part of the main process' work by itself, after its inputs are ready."""
     batch = next(batches)
-    view = engine.render(batch.pixels[0], batch.draws[0])
+    view = engine.render_view(batch.pixels[0], batch.draws[0])
     from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD, normalise
     from tinyseed.objectives.seed import seed_terms
 
@@ -209,7 +209,7 @@ def dissect(run: engine.Run, batches, steps: int, case: Case) -> dict[str, float
         terms.loss.backward()
 
     works = {
-        "colour, blur, flip": lambda: engine.render(batch.pixels[0], batch.draws[0]),
+        "colour, blur, flip": lambda: engine.render_view(batch.pixels[0], batch.draws[0]),
         "normalise": lambda: normalise(view, IMAGENET_MEAN, IMAGENET_STD),
         "loss": loss,
         "queue": lambda: run.method.queue.push(teacher),

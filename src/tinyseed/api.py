@@ -116,4 +116,7 @@ def _settings(config: type, given: dict[str, Any]) -> dict[str, Any]:
                 f"no such setting; did you mean {close[0]}?" if close else "no such setting",
             )
     several = {"val_data"}
-    return {name: _several(value) if name in several else value for name, value in given.items()}
+    return {
+        name: _several(value) if name in several else tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+    }

@@ -6,11 +6,17 @@ A name repeated in one signature means the same size there (checked by beartype 
 
 from typing import Literal
 
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 Pixels = UInt8[Tensor, "n c h w"]
 """Decoded images, 0 to 255."""
+
+BandPixels = Float32[Tensor, "n c h w"]
+"""Decoded images of other bands than red, green and blue, in [0, 1]."""
+
+AnyPixels = Pixels | BandPixels
+"""Either, as a loader hands them over."""
 
 Images = Float[Tensor, "n c h w"]
 """Float images: in [0, 1], or normalised where a name says so."""

@@ -1,4 +1,4 @@
-"""Colour and blur of a batch of RGB images in [0, 1], each with its own parameters. Imports tinyseed.shapes.
+"""Colour of a batch of RGB images, and blur of any, in [0, 1], each with its own parameters. Imports tinyseed.shapes.
 
 Nothing here waits for a GPU. A function whose name ends in an underscore changes its argument.
 """
@@ -89,7 +89,7 @@ def _moved_on(images: Images, thirds: Int64[Tensor, " n"]) -> Images:
     return images.flatten(0, 1).index_select(0, source.flatten()).view_as(images)
 
 
-def gaussian_blur(images: Float[Tensor, "n 3 h w"], sigma: PerImage, radius: int) -> Float[Tensor, "n 3 h w"]:
+def gaussian_blur(images: Images, sigma: PerImage, radius: int) -> Images:
     """Gaussian blur with edges mirrored about the outermost pixel.
 
     The kernel has 2 · radius + 1 taps, exp(−x²/2σ²) at the integers, scaled to the sum 1; where a side is not
@@ -98,7 +98,7 @@ def gaussian_blur(images: Float[Tensor, "n 3 h w"], sigma: PerImage, radius: int
     float32.
 
     Args:
-        images: any range.
+        images: any range, any number of channels.
         sigma: standard deviation in pixels, above 0.
         radius: in pixels; 4σ leaves out less than 1e-4 of the weight.
     """

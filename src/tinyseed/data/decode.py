@@ -6,7 +6,7 @@ Colour profiles are not applied, and of 16-bit colour images Pillow keeps the up
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from io import BytesIO
 
@@ -69,6 +69,30 @@ def decode(data: bytes, *, draft_size: int | None = None) -> Image.Image:
     Raises:
         BadImage: empty, of another format, damaged, truncated, or of more than 500 MP.
     """
+    return _decoded(data, draft_size, to_rgb)
+
+
+def decode_stored(data: bytes) -> Image.Image:
+    """As `decode`, but in the mode that the file is stored in: no conversion to RGB.
+
+    Raises:
+        BadImage: as `decode`.
+    """
+    return _decoded(data, None, _as_it_is)
+
+
+def is_tiff(data: bytes) -> bool:
+    """Whether a file's first bytes are a TIFF's."""
+    return data.startswith(_TIFF_STARTS)
+
+
+def _as_it_is(image: Image.Image) -> Image.Image:
+    return image
+
+
+def _decoded(
+    data: bytes, draft_size: int | None, convert: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
     opener = _opener(data)
     try:
         with _undisturbed() if _may_warn(opener, data) else nullcontext():
@@ -77,7 +101,7 @@ def decode(data: bytes, *, draft_size: int | None = None) -> Image.Image:
             if draft_size is not None and opener is _Jpeg:
                 _draft(image, draft_size)
             image.load()
-        return _upright(to_rgb(image), image)
+        return _upright(convert(image), image)
     except BadImage:
         raise
     except Exception as error:
@@ -112,7 +136,7 @@ def _opener(data: bytes) -> type[ImageFile.ImageFile]:
         return WebPImageFile
     if data.startswith((b"GIF87a", b"GIF89a")):
         return GifImageFile
-    if data.startswith(_TIFF_STARTS):
+    if is_tiff(data):
         return TiffImageFile
     if data.startswith(b"BM"):
         return BmpImageFile
@@ -149,18 +173,18 @@ def _draft(image: Image.Image, size: int) -> None:
             return
 
 
-def _upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
+def _upright(image: Image.Image, source: Image.Image) -> Image.Image:
     """Undo the orientation that EXIF tells; Pillow itself has done so for TIFF."""
     if isinstance(source, TiffImageFile):
-        return rgb
+        return image
     exif = source.info.get("exif")
     if exif is None and "Raw profile type exif" in source.info:  # how ImageMagick writes EXIF into PNG
         lines = source.info["Raw profile type exif"].splitlines()
         exif = bytes.fromhex("".join(lines[3:]))
     if not isinstance(exif, bytes):
-        return rgb
+        return image
     method = _UPRIGHT.get(_orientation(exif))
-    return rgb if method is None else rgb.transpose(method)
+    return image if method is None else image.transpose(method)
 
 
 def _orientation(exif: bytes) -> int:

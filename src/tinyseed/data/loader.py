@@ -22,6 +22,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from tinyseed.data.addressed import permutation, uniforms
 from tinyseed.data.augmentation import View
+from tinyseed.data.band_views import evaluation_band_view, random_band_views
+from tinyseed.data.bands import Bands
 from tinyseed.data.decode import BadImage
 from tinyseed.data.sources import Source
 from tinyseed.data.views import (
@@ -32,7 +34,7 @@ from tinyseed.data.views import (
     random_views,
 )
 from tinyseed.errors import RunError
-from tinyseed.shapes import Indices, Interpolation, Pixels
+from tinyseed.shapes import AnyPixels, Indices, Interpolation
 
 T = TypeVar("T")
 Result = TypeVar("Result")
@@ -56,7 +58,7 @@ class TrainingBatch:
     `given_up` says that too many images in a row could not be read; the batch is then empty.
     """
 
-    pixels: tuple[Pixels, ...]
+    pixels: tuple[AnyPixels, ...]
     draws: tuple[ViewDraws, ...]
     indices: Indices
     bad: tuple[BadRecord, ...] = ()
@@ -76,7 +78,7 @@ class TrainingBatch:
 class EvaluationBatch:
     """Images in the evaluation view, in order; unreadable ones are absent and listed in `bad`."""
 
-    pixels: Pixels
+    pixels: AnyPixels
     indices: Indices
     bad: tuple[BadRecord, ...] = ()
 
@@ -134,12 +136,14 @@ class TrainingViews(Dataset[TrainingBatch]):
     Attributes:
         views: the views of an image (one for SEED, two for MoCo).
         candidates: positions from which substitutes for unreadable images are drawn.
+        bands: how images of other channels are read; None: RGB.
     """
 
     source: Source
     views: tuple[View, ...]
     seed: int
     candidates: NDArray[np.int64]
+    bands: Bands | None = None
 
     def __getitem__(self, request: Request) -> TrainingBatch:  # pyright: ignore[reportIncompatibleMethodOverride]
         draws = self._crop_draws(request.epoch, request.indices)
@@ -165,13 +169,18 @@ class TrainingViews(Dataset[TrainingBatch]):
         index, bad = int(request.indices[place]), []
         for attempt in range(SUBSTITUTES_TRIED):
             try:
-                views = random_views(self.source.read(index), draws, self.views)
+                views = self._cut(self.source.read(index), draws)
                 return _Cropped(index, tuple(views), tuple(bad))
             except (BadImage, OSError) as error:
                 bad.append(BadRecord(index, self.source.name(index), str(error)))
             index = self._substitute(request, place, attempt)
             draws = self._crop_draws(request.epoch, np.array([index]))[:, 0]
         return _Cropped(index, (), tuple(bad))
+
+    def _cut(self, data: bytes, draws: NDArray[np.float64]) -> Sequence[NDArray[np.uint8 | np.float32]]:
+        if self.bands is None:
+            return random_views(data, draws, self.views)
+        return random_band_views(data, draws, self.views, self.bands)
 
     def _crop_draws(self, epoch: int, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         names = [f"crop-{view}" for view in range(len(self.views))]
@@ -190,7 +199,7 @@ class _Cropped:
     """One image's views, none where every substitute failed; and what could not be read on the way."""
 
     index: int
-    views: tuple[NDArray[np.uint8], ...]
+    views: tuple[NDArray[np.uint8 | np.float32], ...]
     bad: tuple[BadRecord, ...]
 
 
@@ -199,6 +208,7 @@ class _EvaluationViews(Dataset[EvaluationBatch]):
     source: Source
     size: int
     interpolation: Interpolation
+    bands: Bands | None = None
 
     def __getitem__(self, indices: NDArray[np.int64]) -> EvaluationBatch:  # pyright: ignore[reportIncompatibleMethodOverride]
         read = in_threads(self._view, indices.tolist())
@@ -209,14 +219,22 @@ class _EvaluationViews(Dataset[EvaluationBatch]):
             if not isinstance(view, BadRecord)
         ]
         bad = tuple(view for view in read if isinstance(view, BadRecord))
-        stacked = np.stack(pixels) if pixels else np.empty((0, 3, self.size, self.size), np.uint8)
+        stacked = np.stack(pixels) if pixels else self._nothing()
         return EvaluationBatch(torch.from_numpy(stacked), torch.tensor(kept, dtype=torch.int64), bad)
 
-    def _view(self, index: int) -> NDArray[np.uint8] | BadRecord:
+    def _view(self, index: int) -> NDArray[np.uint8 | np.float32] | BadRecord:
         try:
-            return evaluation_view(self.source.read(index), self.size, self.interpolation)
+            data = self.source.read(index)
+            if self.bands is None:
+                return evaluation_view(data, self.size, self.interpolation)
+            return evaluation_band_view(data, self.size, self.bands, self.interpolation)
         except (BadImage, OSError) as error:
             return BadRecord(index, self.source.name(index), str(error))
+
+    def _nothing(self) -> NDArray[np.uint8 | np.float32]:
+        if self.bands is None:
+            return np.empty((0, 3, self.size, self.size), np.uint8)
+        return np.empty((0, self.bands.channels, self.size, self.size), np.float32)
 
 
 def in_threads(work: Callable[[int], Result], items: Sequence[int]) -> list[Result]:
@@ -288,15 +306,16 @@ def evaluation_batches(
     *,
     size: int,
     interpolation: Interpolation = "bilinear",
+    bands: Bands | None = None,
     batch_size: int = 128,
     workers: int = 0,
 ) -> Iterable[EvaluationBatch]:
-    """The evaluation views of these images, in order."""
+    """The evaluation views of these images, in order; `bands` says how images of other channels are read."""
     requests: Sequence[NDArray[np.int64]] = [
         indices[start : start + batch_size] for start in range(0, len(indices), batch_size)
     ]
     return DataLoader(
-        _EvaluationViews(source, size, interpolation),
+        _EvaluationViews(source, size, interpolation, bands),
         batch_size=None,
         sampler=requests,  # pyright: ignore[reportArgumentType]  (a sampler is any iterable of what the data set takes)
         num_workers=min(workers, len(requests)),

@@ -33,7 +33,7 @@ from tinyseed.data.crop import (
     reduced_box,
 )
 from tinyseed.data.decode import decode
-from tinyseed.shapes import Images, Interpolation, Pixels
+from tinyseed.shapes import AnyPixels, Images, Interpolation, Pixels
 
 IMAGENET_MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
 IMAGENET_STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -109,10 +109,10 @@ def evaluation_view(
     short = int(size * 256 / 224)
     image = decode(data, draft_size=2 * short)
     box = centre_box(*image.size, short, size)
-    return _planes(image.resize((size, size), _FILTERS[interpolation], box=box))
+    return _planes(image.resize((size, size), FILTERS[interpolation], box=box))
 
 
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def _planes(image: Image.Image) -> UInt8[np.ndarray, "3 h w"]:
@@ -283,11 +283,11 @@ def render(pixels: Pixels, draws: ViewDraws, out: Images | None = None) -> Image
     result = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device) if out is None else out
     with torch.autocast(pixels.device.type, enabled=False):
         for group in draws.groups:
-            for chunk in _chunks(group, _rows_at_once(pixels)):
+            for chunk in chunks(group, rows_at_once(pixels)):
                 rows = draws.rows[chunk.start : chunk.stop]
                 images = pixels.index_select(0, rows)
                 for span in chunk.flips:
-                    part = _part(images, chunk, span)
+                    part = rows_within(images, chunk, span)
                     part.copy_(part.flip(3))
                 images = images.to(torch.float32).mul_(1 / 255)
                 result.index_copy_(0, rows, _finished(images, chunk, draws))
@@ -304,21 +304,21 @@ def _finished(images: Images, chunk: Group, draws: ViewDraws) -> Images:
                 images = shift_hue(images, numbers[9], wide=draws.wide_hue)
             else:
                 blend_(images, *numbers[next(blends) : 9 : 3])
-    gray, blur = _part(images, chunk, chunk.gray), _part(images, chunk, chunk.blur)
+    gray, blur = rows_within(images, chunk, chunk.gray), rows_within(images, chunk, chunk.blur)
     if len(gray):
         gray.copy_(grayscale(gray).unsqueeze(1))
     if len(blur):
-        sigma = _part(numbers[10], chunk, chunk.blur)
+        sigma = rows_within(numbers[10], chunk, chunk.blur)
         blur.copy_(gaussian_blur(blur, sigma, draws.blur_radius))
     return images
 
 
-def _part(values: Tensor, chunk: Group, span: Span) -> Tensor:
+def rows_within(values: Tensor, chunk: Group, span: Span) -> Tensor:
     """The rows of a span that lie in a chunk; there may be none."""
     return values[span[0] - chunk.start : span[1] - chunk.start]
 
 
-def _chunks(group: Group, rows: int) -> Iterator[Group]:
+def chunks(group: Group, rows: int) -> Iterator[Group]:
     """Cut a group into even parts of at most so many rows."""
     parts = -(-(group.stop - group.start) // rows)
     edges = [group.start + (group.stop - group.start) * part // parts for part in range(parts + 1)]
@@ -330,7 +330,8 @@ def _chunks(group: Group, rows: int) -> Iterator[Group]:
         yield Group(start, stop, group.hue_step, (flip, second_flip), gray, blur)
 
 
-def _rows_at_once(pixels: Pixels) -> int:
+def rows_at_once(pixels: AnyPixels) -> int:
+    """How many images to render at once: all on a GPU, as many as fit the caches on a CPU."""
     if pixels.device.type != "cpu":
         return len(pixels)
     return max(1, CHUNK_BYTES * torch.get_num_threads() // (4 * pixels[0].numel()))

@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyseed.data.bands import require_readers
 from tinyseed.data.loader import Plan, TrainingViews
 from tinyseed.data.sources import Source, open_source
 from tinyseed.data.split import held_out_split, sample
 from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD
+from tinyseed.engine.channels import MEASURED_ON, image_bands, measured, teacher_bands
 from tinyseed.engine.config import DistillConfig, PretrainMoCoConfig, RunConfig, TrainConfig
 from tinyseed.engine.optim import peak_lr
 from tinyseed.engine.run_folder import RunFolder, settled
@@ -75,12 +77,34 @@ def settle(config: RunConfig, folder: RunFolder, data: RunData, runtime: Runtime
     queue_size = config.queue_size
     if queue_size == "auto":
         queue_size = auto_queue_size(len(data.training)) if before is None else before
+    channel_mean, channel_std = _channel_figures(config, folder, data, runtime)
     return replace(
         config,
+        channel_mean=channel_mean,
+        channel_std=channel_std,
         queue_size=queue_size,
         precision=runtime.precision,
         workers=worker_count(config.workers, runtime.device.type == "cuda"),
     )
+
+
+def _channel_figures(
+    config: RunConfig, folder: RunFolder, data: RunData, runtime: Runtime
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of each channel: as given, as the run began with, or measured; none for RGB (ImageNet's)."""
+    bands = image_bands(config)
+    if bands is not None:
+        require_readers(data.source, data.training, "--data")
+    if bands is None or config.channel_mean:
+        return config.channel_mean, config.channel_std
+    before = settled(folder, "channel_mean"), settled(folder, "channel_std")
+    if before[0]:
+        return tuple(before[0]), tuple(before[1])
+    workers = worker_count(config.workers, runtime.device.type == "cuda")
+    images = sample(data.training, MEASURED_ON, config.seed, "channels")
+    mean, std = measured(data.source, images, bands, config.image_size, workers)
+    both = runtime.largest([*mean, *std])  # the same for all processes to the last bit
+    return tuple(both[: bands.channels]), tuple(both[bands.channels :])
 
 
 def build_plan(config: TrainConfig, data: RunData, runtime: Runtime) -> Plan:
@@ -97,7 +121,8 @@ def build_plan(config: TrainConfig, data: RunData, runtime: Runtime) -> Plan:
 
 def build_views(config: TrainConfig, data: RunData, method: Method) -> TrainingViews:
     """How an image becomes the views that a method takes."""
-    return TrainingViews(data.source, method.views(config.image_size), config.seed, data.training)
+    views = method.views(config.image_size)
+    return TrainingViews(data.source, views, config.seed, data.training, image_bands(config))
 
 
 def build_schedule(config: TrainConfig, plan: Plan) -> Schedule:
@@ -131,7 +156,9 @@ def build_method(config: RunConfig, teacher: Teacher | None, runtime: Runtime) -
         case DistillConfig():
             assert teacher is not None
             student = build_encoder(config, config.student, teacher.dim, field="--student")
-            return Seed(config, student, teacher, Queue(config.queue_size, teacher.dim), runtime.group)
+            queue = Queue(config.queue_size, teacher.dim)
+            bands = teacher_bands(config, teacher.input)
+            return Seed(config, student, teacher, queue, runtime.group, teacher_bands=bands)
         case PretrainMoCoConfig():
             encoder = build_encoder(config, config.backbone, config.dim, field="--backbone")
             return MoCo(config, encoder, Queue(config.queue_size, config.dim), config.seed, runtime.group)
@@ -140,14 +167,20 @@ def build_method(config: RunConfig, teacher: Teacher | None, runtime: Runtime) -
 def build_encoder(config: RunConfig, name: str, dim: int, field: str) -> Encoder:
     """A trunk with fresh weights and a head onto `dim`; the same weights for the same seed."""
     backbone = build_backbone(
-        name, small_stem=config.small_stem, image_size=config.image_size, seed=config.seed, field=field
+        name,
+        small_stem=config.small_stem,
+        image_size=config.image_size,
+        channels=config.channels,
+        seed=config.seed,
+        field=field,
     )
     backbone.input = replace(
         backbone.input,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=config.channel_mean or IMAGENET_MEAN,
+        std=config.channel_std or IMAGENET_STD,
         size=config.image_size,
         interpolation="bilinear",
+        pixel_range=config.pixel_range,
     )
     hidden = None if config.projector_hidden == "auto" else config.projector_hidden
     return Encoder(backbone, build_projector(config.projector, backbone.width, dim, hidden, seed=config.seed))

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tinyseed.engine.channels import ChannelConfig, check_channels
 from tinyseed.errors import InputError
 from tinyseed.methods.moco import MoCoConfig
 from tinyseed.methods.seed import SeedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(ChannelConfig):
     """What every training run has."""
 
     data: tuple[str, ...]
@@ -80,6 +81,8 @@ class DistillConfig(SeedConfig, TrainConfig):
     """Weights of a teacher that is given by name: a file, or `random` for controls."""
     teacher_image_size: int | Literal["auto"] = "auto"
     """Side of the views in pixels that the teacher sees; auto: `--image-size`, or the next size that it can take."""
+    teacher_bands: tuple[int, ...] = ()
+    """Channels, from 1, that the teacher sees as red, green and blue; by default the first three, or the one thrice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +158,7 @@ _RANGES = {
     "accumulate": _Range(1),
     "image_size": _Range(8, 4096),
     "teacher_image_size": _Range(8, 4096),
+    "channels": _Range(1, 4096),
     "lr": _Range(0, low_is_in=False),
     "momentum": _Range(0, 1),
     "weight_decay": _Range(0),
@@ -190,6 +194,7 @@ def check(config: RunConfig) -> None:
             raise InputError(flag(name), value, "give a number")
         if not limits.holds(value):
             raise InputError(flag(name), value, f"give a number {limits}")
+    check_channels(config)
     if config.devices != "auto" and not (config.devices.isdigit() and int(config.devices) > 0):
         raise InputError("--devices", config.devices, "give auto or a number of at least 1")
     if config.batch_size % config.accumulate:

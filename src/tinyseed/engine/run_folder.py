@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyseed.data.loader import BadRecord
+from tinyseed.engine.channels import MEASURED
 from tinyseed.engine.config import HARMLESS, RunConfig, as_json, flag
 from tinyseed.errors import InputError
 from tinyseed.models.weights import write_atomically
@@ -104,7 +105,8 @@ def _refuse_other_settings(folder: RunFolder, config: RunConfig) -> None:
         raise InputError("--resume", folder.config, f"cannot be read ({error})") from error
     for name, now in as_json(config).items():
         then = before.get(name)
-        settled = now == "auto" and name not in HARMLESS  # the first part of the run has settled it
+        # The first part of the run has settled it.
+        settled = (now == "auto" and name not in HARMLESS) or (name in MEASURED and not now)
         if name not in HARMLESS and not settled and json.loads(json.dumps(now)) != then:
             field = "--resume" if name == "command" else flag(name)
             raise InputError(field, now, f"the run in {config.out} has {then}; give that, or another --out")

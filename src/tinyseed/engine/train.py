@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tinyseed.data.addressed import uniforms
+from tinyseed.data.band_views import render_view
 from tinyseed.data.loader import Plan, TrainingBatch, keep_freed_memory, training_batches
-from tinyseed.data.views import render
 from tinyseed.engine import checkpoint
 from tinyseed.engine.build import (
     RunData,
@@ -201,7 +201,7 @@ def train_step(run: Run, batches: Iterator[TrainingBatch], lr: float) -> None:
     outputs: list[StepOutput] = []
     for micro in range(run.config.accumulate):
         batch = _next_batch(run, batches)
-        views = tuple(render(pixels, draws) for pixels, draws in zip(batch.pixels, batch.draws, strict=True))
+        views = tuple(render_view(*pair) for pair in zip(batch.pixels, batch.draws, strict=True))
         unfinished = micro < run.config.accumulate - 1
         with unsynchronised(run, unfinished):
             with runtime.autocast():

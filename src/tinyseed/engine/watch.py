@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tinyseed.data.loader import EvaluationBatch, evaluation_batches
 from tinyseed.data.sources import Source
 from tinyseed.engine.build import RunData
+from tinyseed.engine.channels import image_bands, teacher_bands
 from tinyseed.engine.config import TrainConfig
 from tinyseed.engine.quarantine import Quarantine
 from tinyseed.engine.run_folder import Figures
@@ -40,12 +41,14 @@ FEWEST_FOR_AGREEMENT = 12
 class Network:
     """Something to measure: a function from normalised images to features, and the images that it expects.
 
-    A digest says that it is frozen, and which it is: then its features are kept in the cache.
+    A digest says that it is frozen, and which it is: then its features are kept in the cache. `bands` are the channels
+    that it sees of an image, from 0; None: all.
     """
 
     features: Callable[[Images], Features]
     input: InputContract
     digest: str | None = None
+    bands: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,10 @@ class Watch:
         return figures
 
     def _measure_teacher(self, teacher: Teacher) -> TeacherView:
-        network = Network(teacher.features, teacher.input, f"{teacher.digest}-features")
+        bands = teacher_bands(self.config, teacher.input)
+        network = Network(teacher.features, teacher.input, f"{teacher.digest}-features", bands)
         held_out = self._embed_held_out(network)
-        rows = self._embed_held_out(Network(teacher, teacher.input, f"{teacher.digest}-rows"))
+        rows = self._embed_held_out(Network(teacher, teacher.input, f"{teacher.digest}-rows", bands))
         figures = {"effective_rank_teacher": effective_rank(held_out.features)}
         top1 = self._knn(network, held_out)
         if top1 is not None:
@@ -117,7 +121,7 @@ class Watch:
         if network.digest is None:
             return self._embed_anew(network, source, indices)
         chosen = hashlib.sha256(indices.tobytes()).hexdigest()[:16]
-        model = f"{network.digest}-{network.input}"
+        model = f"{network.digest}-{network.input}-{network.bands}-{image_bands(self.config)}"
         key = BankKey(model, f"{source.fingerprint}-{chosen}", network.input.size, self.runtime.precision)
         return cached(key, lambda: self._embed_anew(network, source, indices))
 
@@ -129,6 +133,7 @@ class Watch:
             indices,
             size=network.input.size,
             interpolation=network.input.interpolation,
+            bands=image_bands(self.config),
             workers=workers,
         )
         return embed(
@@ -137,6 +142,7 @@ class Watch:
             device=self.runtime.device,
             mean=network.input.mean,
             std=network.input.std,
+            bands=network.bands,
             autocast=self.runtime.autocast_dtype,
         )
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tinyseed.data.bands import bands_of, require_readers
 from tinyseed.data.loader import evaluation_batches
 from tinyseed.data.sources import Source, open_source
 from tinyseed.data.split import sample
@@ -131,12 +132,16 @@ def embed_photos(
     indices: NDArray[np.int64] = np.arange(len(source))
     if limit is not None:
         indices = sample(indices, limit, seed=0, name="limit")
+    contract = encoder.input
+    bands = bands_of(contract.channels, contract.pixel_range)
+    if bands is not None:
+        require_readers(source, indices, "--model")
     batches = evaluation_batches(
-        source, indices, size=size, interpolation=encoder.input.interpolation, workers=workers
+        source, indices, size=size, interpolation=contract.interpolation, bands=bands, workers=workers
     )
     encoder = encoder.to(device)
     with evaluating(encoder):
-        bank = embed(encoder.features, batches, device=device, mean=encoder.input.mean, std=encoder.input.std)
+        bank = embed(encoder.features, batches, device=device, mean=contract.mean, std=contract.std)
     given = np.full(len(source), -1) if source.labels is None else source.labels
     labels = align_labels(source.classes if classes is None else classes, source.classes, given)
     unreadable = len(indices) - len(bank.indices)

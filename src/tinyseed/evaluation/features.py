@@ -3,7 +3,7 @@
 Imports data, errors, shapes.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tinyseed.data.cache import cache_folder, digest, read_arrays, write_arrays
 from tinyseed.data.views import normalise
 from tinyseed.errors import RunError
-from tinyseed.shapes import Features, Images, Indices, Pixels
+from tinyseed.shapes import AnyPixels, Features, Images, Indices
 
 Channels = tuple[float, ...]
 """A number for each channel."""
@@ -31,8 +31,8 @@ class Batch(Protocol):
     """Images and their positions in the source; those that could not be read are absent."""
 
     @property
-    def pixels(self) -> Pixels:
-        """uint8 [n, 3, h, w]."""
+    def pixels(self) -> AnyPixels:
+        """uint8 [n, 3, h, w], or bands as float32 in [0, 1]."""
         ...
 
     @property
@@ -76,6 +76,7 @@ def embed(
     device: torch.device,
     mean: Channels,
     std: Channels,
+    bands: Sequence[int] | None = None,
     autocast: torch.dtype | None = None,
     labels: NDArray[np.int64] | None = None,
 ) -> FeatureBank:
@@ -83,10 +84,11 @@ def embed(
 
     Args:
         features: a network in evaluation mode (see `evaluating`), from normalised images to one row each.
-        batches: uint8 images and their positions.
+        batches: images and their positions.
         device: where the network is.
         mean: what the network's input is normalised by, for pixels in [0, 1].
         std: as mean.
+        bands: which of the images' channels the network sees, from 0; None: all.
         autocast: precision of the network, None for float32. The bank is float32 in any case.
         labels: of the whole source (-1 where unknown), from which the bank takes those of its images.
 
@@ -97,7 +99,7 @@ def embed(
     for batch in batches:
         if len(batch.indices) == 0:
             continue
-        images = batch.pixels.to(device, torch.float32, memory_format=torch.channels_last).div_(255)
+        images = _unit(batch.pixels, device, bands)
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             rows.append(features(normalise(images, mean, std, out=images)).float().cpu())
         indices.append(batch.indices)
@@ -108,12 +110,19 @@ def embed(
     return FeatureBank(torch.cat(rows), positions, known)
 
 
+def _unit(pixels: AnyPixels, device: torch.device, bands: Sequence[int] | None) -> Images:
+    """A batch on the device in [0, 1]: memory of its own, that may be changed."""
+    chosen = pixels if bands is None else pixels[:, list(bands)]
+    images = chosen.to(device, torch.float32, copy=True, memory_format=torch.channels_last)
+    return images.div_(255) if pixels.dtype == torch.uint8 else images
+
+
 @dataclass(frozen=True)
 class BankKey:
     """What decides the features of a data set.
 
     Attributes:
-        model: digest of the frozen model's weights and input contract.
+        model: digest of the frozen model's weights, input contract, and how it sees images of other bands.
         source: fingerprint of the images.
         size: side of the evaluation view in pixels.
         precision: of the network ("32", "bf16", …).

@@ -37,10 +37,20 @@ class SeedConfig:
 
 
 class Seed:
-    """The method: student and queue. The teacher is a function that it calls, never a part of it."""
+    """The method: student and queue. The teacher is a function that it calls, never a part of it.
+
+    `teacher_bands` are the channels of a view that the teacher sees, from 0; None: all of them.
+    """
 
     def __init__(
-        self, config: SeedConfig, student: Encoder, teacher: Teacher, queue: Queue, group: Group | None = None
+        self,
+        config: SeedConfig,
+        student: Encoder,
+        teacher: Teacher,
+        queue: Queue,
+        group: Group | None = None,
+        *,
+        teacher_bands: tuple[int, ...] | None = None,
     ) -> None:
         self.config = config
         self.module = self.encoder = student
@@ -48,7 +58,9 @@ class Seed:
         self.queue = queue
         self.group = group or Alone()
         own, its = student.input, teacher.input
-        self._seen_alike = (own.mean, own.std, own.size) == (its.mean, its.std, its.size)
+        self.teacher_bands = teacher_bands
+        alike = (own.mean, own.std, own.size) == (its.mean, its.std, its.size)
+        self._seen_alike = alike and teacher_bands is None
 
     def views(self, image_size: int) -> tuple[View, ...]:
         """One, at the higher of the two networks' resolutions."""
@@ -57,13 +69,14 @@ class Seed:
     def step(self, forward: Forward, views: tuple[Images, ...], step: int) -> StepOutput:
         """Both networks see the same view; the loss compares where they place it (paper, equations 1 to 4).
 
-        Each sees it at its own resolution and normalised as it expects.
+        Each sees it at its own resolution and normalised as it expects; of images of other bands than red, green and
+        blue the teacher sees those that it is given as such.
         """
         del step
         (view,) = views
         images = prepared(view, self.encoder.input)
         student = forward(images)
-        teacher = self.teacher(images if self._seen_alike else prepared(view, self.teacher.input))
+        teacher = self.teacher(images if self._seen_alike else self._for_teacher(view))
         terms = seed_terms(
             student,
             teacher,
@@ -72,6 +85,10 @@ class Seed:
             teacher_temperature=self.config.teacher_temperature,
         )
         return StepOutput(terms.loss, teacher, terms.target_entropy)
+
+    def _for_teacher(self, view: Images) -> Images:
+        seen = view if self.teacher_bands is None else view[:, list(self.teacher_bands)]
+        return prepared(seen, self.teacher.input)
 
     def adjust_gradients(self, step: int) -> None:
         """Nothing to change."""

@@ -6,6 +6,7 @@ The network in a `Backbone` is the library's own without its classifier; its sta
 
 import contextlib
 import difflib
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,12 +35,14 @@ class Build:
     Attributes:
         name: `resnet18` for timm's, `torchvision/resnet18` for torchvision's.
         built_size: image size that the library was given; None where it was not asked for one.
+        channels: of its images.
     """
 
     name: str
     library: Library
     small_stem: bool = False
     built_size: int | None = None
+    channels: int = 3
 
 
 class Backbone(nn.Module):
@@ -79,6 +82,7 @@ def build_backbone(
     weights: str | Path | None = None,
     image_size: int | None = None,
     round_size: bool = False,
+    channels: int = 3,
     seed: int | None = None,
     field: str = "--student",
 ) -> Backbone:
@@ -91,6 +95,7 @@ def build_backbone(
         image_size: side of the images in pixels; by default the library's. Networks of a fixed size are built
             for it.
         round_size: take the next size that the network can have, where it cannot have this one.
+        channels: of the images. With others than three, `input` has mean 0 and std 1 until they are told.
         seed: the same seed gives the same weights, and leaves the global generator as it was.
         field: the flag that named the model, for errors.
 
@@ -106,7 +111,7 @@ def build_backbone(
     # A file's position embeddings are of the library's own size; networks with dynamic ones then take others.
     built_size = image_size if file is None else None
     with seeded(0 if file is not None else seed):
-        trunk = _create(library, plain, built_size, field)
+        trunk = _create(library, plain, built_size, field, channels)
         if small_stem:
             _shrink_stem(trunk.network, name)
     if state is not None:
@@ -193,9 +198,13 @@ def library_contract(library: Library, name: str, field: str) -> InputContract:
         return _create(library, name, None, field).contract
 
 
-def _create(library: Library, name: str, size: int | None, field: str) -> Trunk:
+def _create(library: Library, name: str, size: int | None, field: str, channels: int = 3) -> Trunk:
     """A trunk with random weights."""
     try:
+        if channels != 3:
+            trunk = create_with_channels(library, name, size, channels)
+            plain = replace(trunk.contract, mean=(0.0,) * channels, std=(1.0,) * channels)
+            return replace(trunk, contract=plain)
         return create_timm(name, size) if library == "timm" else create_torchvision(name, size)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         size_told = "" if size is None else f" for {size} px"
@@ -249,6 +258,39 @@ def create_torchvision(name: str, size: int | None, **settings: Any) -> Trunk:  
         fixed=built_size is None and is_vit,
     )
     return Trunk(network, (_remove_classifier(network),), contract, built_size)
+
+
+def create_with_channels(library: Library, name: str, size: int | None, channels: int) -> Trunk:
+    """A network for images of so many channels, initialised by its library as it is for three."""
+    if library == "timm":
+        return create_timm(name, size, in_chans=channels)
+    with _first_convolution_takes(channels):
+        return create_torchvision(name, size)
+
+
+@contextlib.contextmanager
+def _first_convolution_takes(channels: int) -> Iterator[None]:
+    """Torchvision has no setting for the channels: change its first convolution of three while it is built.
+
+    So the library's own initialisation is drawn for it, whose scale may depend on the channels.
+    """
+    initialise = nn.Conv2d.__init__
+    signature = inspect.signature(initialise)
+    changed = False
+
+    def with_channels(*given: Any, **named: Any) -> None:  # noqa: ANN401
+        nonlocal changed
+        bound = signature.bind(*given, **named)
+        if not changed and bound.arguments["in_channels"] == 3:
+            bound.arguments["in_channels"] = channels
+            changed = True
+        initialise(*bound.args, **bound.kwargs)
+
+    nn.Conv2d.__init__ = with_channels
+    try:
+        yield
+    finally:
+        nn.Conv2d.__init__ = initialise
 
 
 def _channels(values: Any) -> tuple[float, ...]:  # noqa: ANN401  (the libraries hold lists or tuples)
@@ -311,18 +353,25 @@ def _unstride(layers: nn.Module) -> None:
 
 
 def as_backbone(
-    trunk: Trunk, library: Library, plain: str, *, small_stem: bool, image_size: int | None, field: str
+    trunk: Trunk,
+    library: Library,
+    plain: str,
+    *,
+    small_stem: bool,
+    image_size: int | None,
+    field: str,
 ) -> Backbone:
     """A backbone of a trunk that has its weights; its width is probed at the size that it will see."""
     name = plain if library == "timm" else f"{library}/{plain}"
     size = image_size or trunk.contract.size
-    width = probe_width(trunk.network, size, name, field)
     contract = replace(trunk.contract, size=size)
-    return Backbone(trunk.network, Build(name, library, small_stem, trunk.built_size), contract, width)
+    width = probe_width(trunk.network, size, name, field, contract.channels)
+    build = Build(name, library, small_stem, trunk.built_size, contract.channels)
+    return Backbone(trunk.network, build, contract, width)
 
 
 @torch.no_grad()
-def probe_width(network: nn.Module, size: int, name: str, field: str) -> int:
+def probe_width(network: nn.Module, size: int, name: str, field: str, channels: int = 3) -> int:
     """Length of the feature vector that a network really gives for an image of `size` pixels.
 
     timm's `num_features` is not it: for mobilenetv3_large_100 it says 960, and the output has 1,280.
@@ -333,9 +382,10 @@ def probe_width(network: nn.Module, size: int, name: str, field: str) -> int:
     was_training = network.training
     network.eval()
     try:
-        output = network(torch.zeros(1, 3, size, size))
+        output = network(torch.zeros(1, channels, size, size))
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise InputError(field, name, f"cannot take images of {size} px ({first_line(error)})") from error
+        told = f"{size} px" if channels == 3 else f"{channels} channels and {size} px"
+        raise InputError(field, name, f"cannot take images of {told} ({first_line(error)})") from error
     finally:
         network.train(was_training)
     if not isinstance(output, Tensor) or output.ndim != 2:

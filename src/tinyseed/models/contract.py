@@ -11,6 +11,7 @@ class InputContract:
 
     Attributes:
         mean, std: a number for each channel; three are red, green and blue.
+        pixel_range: the stored values that become 0 and 1; none: what the files' type can hold.
         size: side in pixels that it was made for.
         interpolation: how its images are resized.
         multiple: sides that it takes are multiples of this (a ViT's patch).
@@ -23,6 +24,7 @@ class InputContract:
     interpolation: Interpolation = "bilinear"
     multiple: int = 1
     fixed: bool = False
+    pixel_range: tuple[float, ...] = ()
 
     @property
     def channels(self) -> int:

@@ -167,6 +167,8 @@ def _describe_backbone(backbone: Backbone, more: dict[str, str]) -> dict[str, st
         "interpolation": backbone.input.interpolation,
         "normalisation": "RGB divided by 255, minus mean, divided by std",
     }
+    if backbone.input.channels != 3 or backbone.input.pixel_range:
+        contract |= _describe_bands(backbone.input)
     build = {
         "format": "pt",
         "tinyseed_version": version("tinyseed"),
@@ -179,6 +181,15 @@ def _describe_backbone(backbone: Backbone, more: dict[str, str]) -> dict[str, st
         "built_size": str(backbone.build.built_size or ""),
     }
     return contract | more | build
+
+
+def _describe_bands(contract: InputContract) -> dict[str, str]:
+    span = ",".join(map(str, contract.pixel_range))
+    return {
+        "channels": str(contract.channels),
+        "pixel_range": span or "auto",
+        "normalisation": f"bands from {span or 'the range of their type'} to 0,1, minus mean, divided by std",
+    }
 
 
 def _describe_projector(projector: Projector) -> dict[str, str]:
@@ -232,9 +243,16 @@ def _load_backbone(file: Path, field: str) -> Backbone:
         small_stem = metadata["small_stem"] == "true"
         mean, std = _numbers(metadata["mean"]), _numbers(metadata["std"])
         size = int(metadata["image_size"])
+        span = metadata.get("pixel_range", "auto")
+        pixel_range = () if span == "auto" else _numbers(span)
+        channels = int(metadata.get("channels", "3"))
+        if not len(mean) == len(std) == channels:
+            raise ValueError
     except (KeyError, ValueError) as error:
         raise InputError(field, file, _foreign(field)) from error
-    backbone = build_backbone(name, small_stem=small_stem, image_size=built_size, seed=0, field=field)
+    backbone = build_backbone(
+        name, small_stem=small_stem, image_size=built_size, channels=channels, seed=0, field=field
+    )
     fit_weights(backbone.network, state, name=name, source=file, field=field)
     if backbone.width != width:
         raise InputError(
@@ -242,7 +260,14 @@ def _load_backbone(file: Path, field: str) -> Backbone:
         )
     bicubic = metadata.get("interpolation") == "bicubic"
     interpolation: Interpolation = "bicubic" if bicubic else "bilinear"
-    backbone.input = replace(backbone.input, mean=mean, std=std, size=size, interpolation=interpolation)
+    backbone.input = replace(
+        backbone.input,
+        mean=mean,
+        std=std,
+        size=size,
+        interpolation=interpolation,
+        pixel_range=pixel_range,
+    )
     return backbone
 
 

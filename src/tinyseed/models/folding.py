@@ -15,7 +15,7 @@ _TOLERANCE = 1e-4
 
 
 @torch.no_grad()
-def fold_batch_norm(network: nn.Module, size: int) -> nn.Module:
+def fold_batch_norm(network: nn.Module, size: int, channels: int = 3) -> nn.Module:
     """A copy of a network in evaluation mode with its batch norms folded, or the network itself.
 
     The copy is kept only if it gives the same outputs on noise, to 1e-4 of their largest. Networks that torch.fx
@@ -24,6 +24,7 @@ def fold_batch_norm(network: nn.Module, size: int) -> nn.Module:
     Args:
         network: in evaluation mode.
         size: side in pixels of the images to compare outputs on.
+        channels: of these images.
     """
     assert not network.training
     folded = copy.deepcopy(network)
@@ -32,7 +33,7 @@ def fold_batch_norm(network: nn.Module, size: int) -> nn.Module:
         _fold(folded, convolution, norm)
     if not pairs:
         return network
-    noise = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(0))
     noise = noise.to(next(network.parameters()))
     wanted, given = network(noise), folded(noise)
     return folded if (given - wanted).abs().max() <= _TOLERANCE * wanted.abs().max() else network

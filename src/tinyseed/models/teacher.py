@@ -75,7 +75,9 @@ class Teacher:
 
 def _frozen(encoder: Encoder) -> Encoder:
     frozen = freeze(copy.deepcopy(encoder))
-    frozen.backbone.network = fold_batch_norm(frozen.backbone.network, encoder.input.size)
+    frozen.backbone.network = fold_batch_norm(
+        frozen.backbone.network, encoder.input.size, encoder.input.channels
+    )
     return freeze(frozen)
 
 
@@ -177,7 +179,7 @@ def _load_saved(
     encoder = load_encoder(path, field=field)
     if image_size is not None:
         size = encoder.input.fitting(image_size) if round_size else image_size
-        probe_width(encoder.backbone.network, size, encoder.backbone.name, field)
+        probe_width(encoder.backbone.network, size, encoder.backbone.name, field, encoder.input.channels)
         encoder.backbone.input = replace(encoder.input, size=size)
     return encoder
 
