@@ -39,6 +39,9 @@ from tinyseed.shapes import AnyPixels, Indices, Interpolation
 T = TypeVar("T")
 Result = TypeVar("Result")
 
+Planes = NDArray[np.uint8] | NDArray[np.float32]
+"""A view of one image, [c, size, size]: 8-bit RGB, or bands in [0, 1]."""
+
 SUBSTITUTES_TRIED = 50
 
 
@@ -177,7 +180,7 @@ class TrainingViews(Dataset[TrainingBatch]):
             draws = self._crop_draws(request.epoch, np.array([index]))[:, 0]
         return _Cropped(index, (), tuple(bad))
 
-    def _cut(self, data: bytes, draws: NDArray[np.float64]) -> Sequence[NDArray[np.uint8 | np.float32]]:
+    def _cut(self, data: bytes, draws: NDArray[np.float64]) -> Sequence[Planes]:
         if self.bands is None:
             return random_views(data, draws, self.views)
         return random_band_views(data, draws, self.views, self.bands)
@@ -199,7 +202,7 @@ class _Cropped:
     """One image's views, none where every substitute failed; and what could not be read on the way."""
 
     index: int
-    views: tuple[NDArray[np.uint8 | np.float32], ...]
+    views: tuple[Planes, ...]
     bad: tuple[BadRecord, ...]
 
 
@@ -222,7 +225,7 @@ class _EvaluationViews(Dataset[EvaluationBatch]):
         stacked = np.stack(pixels) if pixels else self._nothing()
         return EvaluationBatch(torch.from_numpy(stacked), torch.tensor(kept, dtype=torch.int64), bad)
 
-    def _view(self, index: int) -> NDArray[np.uint8 | np.float32] | BadRecord:
+    def _view(self, index: int) -> Planes | BadRecord:
         try:
             data = self.source.read(index)
             if self.bands is None:
@@ -231,7 +234,7 @@ class _EvaluationViews(Dataset[EvaluationBatch]):
         except (BadImage, OSError) as error:
             return BadRecord(index, self.source.name(index), str(error))
 
-    def _nothing(self) -> NDArray[np.uint8 | np.float32]:
+    def _nothing(self) -> Planes:
         if self.bands is None:
             return np.empty((0, 3, self.size, self.size), np.uint8)
         return np.empty((0, self.bands.channels, self.size, self.size), np.float32)
