@@ -136,7 +136,7 @@ def build_teacher(config: RunConfig) -> Teacher | None:
     match config:
         case DistillConfig():
             size = config.teacher_image_size
-            return load_teacher(
+            teacher = load_teacher(
                 config.teacher,
                 weights=config.teacher_weights,
                 small_stem=config.small_stem and config.teacher_weights == "random",
@@ -145,6 +145,8 @@ def build_teacher(config: RunConfig) -> Teacher | None:
                 seed=config.seed,
                 field="--teacher",
             )
+            teacher_bands(config, teacher.input)  # refuses wrong ones before anything is measured
+            return teacher
         case PretrainMoCoConfig():
             return None
 

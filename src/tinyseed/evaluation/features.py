@@ -110,7 +110,7 @@ def embed(
     return FeatureBank(torch.cat(rows), positions, known)
 
 
-def _unit(pixels: AnyPixels, device: torch.device, bands: Sequence[int] | None) -> Images:
+def _unit(pixels: AnyPixels, device: torch.device, bands: Sequence[int] | None) -> Float32[Tensor, "n _ h w"]:
     """A batch on the device in [0, 1]: memory of its own, that may be changed."""
     chosen = pixels if bands is None else pixels[:, list(bands)]
     images = chosen.to(device, torch.float32, copy=True, memory_format=torch.channels_last)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from tinyseed.data.augmentation import View, ViewSettings
@@ -86,7 +87,7 @@ class Seed:
         )
         return StepOutput(terms.loss, teacher, terms.target_entropy)
 
-    def _for_teacher(self, view: Images) -> Images:
+    def _for_teacher(self, view: Images) -> Float[Tensor, "n _ _ _"]:
         seen = view if self.teacher_bands is None else view[:, list(self.teacher_bands)]
         return prepared(seen, self.teacher.input)
 
