@@ -63,6 +63,22 @@ def test_other_tiff_layouts(settings):
     np.testing.assert_array_equal(decode_bands(tiff(array, **settings), 4), array)
 
 
+@pytest.mark.parametrize("layout", ["chunky", "planar"])
+def test_red_green_blue_and_one_more(layout):
+    array = values(4)
+    data = tiff(array, layout, photometric="rgb", extrasamples=["unspecified"])
+    np.testing.assert_array_equal(decode_bands(data, 4), array)
+
+
+def test_only_the_first_of_several_series_counts():
+    array, file = values(4), BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(array, photometric="minisblack", planarconfig="separate", subifds=1)
+        writer.write(array[:, ::2, ::2], photometric="minisblack", planarconfig="separate", subfiletype=1)
+        writer.write(array[0, :5], photometric="minisblack")
+    np.testing.assert_array_equal(decode_bands(file.getvalue(), 4), array)
+
+
 def test_one_band():
     array = values(1)
     file = BytesIO()

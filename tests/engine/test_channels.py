@@ -157,6 +157,13 @@ def test_knn_reads_the_bands_as_the_model_was_trained(tiles, finished):
     assert report.results[0]["top1"] == 100  # each image finds itself
 
 
+def test_knn_on_files_of_other_bands_says_why_it_cannot(finished, photos):
+    with pytest.raises(
+        RunError, match=r"no image could be read.*\.jpg: the file has 3 bands, 4 were asked for"
+    ):
+        run_knn(KnnConfig(model=str(finished[0]), train_data=(str(photos),), test_data=(str(photos),)))
+
+
 def test_a_stopped_run_goes_on_bit_for_bit(tiles, tmp_path, monkeypatch):
     train(config(tiles, tmp_path / "whole"), quiet=True)
     real = engine.train_step
@@ -286,6 +293,22 @@ def test_a_channel_that_never_changes_stays_so(tmp_path):
     assert mean[3] == pytest.approx(700 / 65535, rel=1e-5)
     assert std[3] == 1
     assert max(std[:3]) < 0.2
+
+
+def test_a_list_from_python_is_taken(tiles, tmp_path):
+    from tinyseed import api
+
+    settings = {
+        "teacher_weights": "random",
+        "channels": 4,
+        "pixel_range": [0, 10000],
+        "teacher_bands": [4, 4, 4],
+    }
+    api.distill(
+        data=tiles, teacher="resnet10t", student="mobilenetv3_small_050", out=tmp_path / "run", epochs=1,
+        **settings, **SMALL,
+    )  # fmt: skip
+    assert load_encoder(tmp_path / "run").input.pixel_range == (0, 10000)
 
 
 def test_settings_come_from_the_command_line():

@@ -82,8 +82,8 @@ def decode_bands(data: bytes, channels: int) -> Stored:
 def to_unit(stored: Stored, pixel_range: tuple[float, ...] = ()) -> Float32[np.ndarray, "c h w"]:
     """Stored values as [0, 1]; those outside the range are clipped, NaN counts as the least.
 
-    >>> to_unit(np.array([[[0, 51, 255]]], np.uint8)).tolist()
-    [[[0.0, 0.20000000298023224, 1.0]]]
+    >>> to_unit(np.array([[[0, 50, 200]]], np.uint8), (0, 100)).tolist()
+    [[[0.0, 0.5, 1.0]]]
     """
     low, high = pixel_range or (0.0, _greatest(stored.dtype))
     with np.errstate(over="ignore"):  # a double's greatest numbers become infinite and are clipped

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tinyseed.data.bands import bands_of, require_readers
-from tinyseed.data.loader import evaluation_batches
+from tinyseed.data.loader import BadRecord, EvaluationBatch, evaluation_batches
 from tinyseed.data.sources import Source, open_source
 from tinyseed.data.split import sample
-from tinyseed.errors import InputError
+from tinyseed.errors import InputError, RunError
 from tinyseed.evaluation.features import embed, evaluating
 from tinyseed.evaluation.knn import KnnResult, align_labels, knn
 from tinyseed.models.encoder import Encoder
@@ -140,12 +141,25 @@ def embed_photos(
         source, indices, size=size, interpolation=contract.interpolation, bands=bands, workers=workers
     )
     encoder = encoder.to(device)
+    bad: list[BadRecord] = []
     with evaluating(encoder):
-        bank = embed(encoder.features, batches, device=device, mean=contract.mean, std=contract.std)
+        try:
+            bank = embed(
+                encoder.features, _noting(batches, bad), device=device, mean=contract.mean, std=contract.std
+            )
+        except RunError as error:
+            why = f" (the last, {bad[-1].name}: {bad[-1].reason})" if bad else ""
+            raise RunError(f"{error}{why}") from error
     given = np.full(len(source), -1) if source.labels is None else source.labels
     labels = align_labels(source.classes if classes is None else classes, source.classes, given)
     unreadable = len(indices) - len(bank.indices)
     return Photos(bank.features, torch.from_numpy(labels[bank.indices.numpy()]), bank.indices, unreadable)
+
+
+def _noting(batches: Iterable[EvaluationBatch], bad: list[BadRecord]) -> Iterator[EvaluationBatch]:
+    for batch in batches:
+        bad += batch.bad
+        yield batch
 
 
 def table(report: KnnReport) -> str:

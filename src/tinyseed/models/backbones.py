@@ -1,4 +1,4 @@
-"""Trunks by name, from timm and torchvision. Imports contract.py and weights.py of this room, errors and shapes.
+"""Trunks by name, from timm and torchvision. Imports channels, contract and weights of this room, errors and shapes.
 
 A name is timm's (`resnet18`, `resnet18.a1_in1k`, `timm/resnet18`) or torchvision's (`torchvision/resnet18`).
 The network in a `Backbone` is the library's own without its classifier; its state dict loads there unchanged.
@@ -6,7 +6,6 @@ The network in a `Backbone` is the library's own without its classifier; its sta
 
 import contextlib
 import difflib
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyseed.errors import InputError
+from tinyseed.models.channels import first_convolution_takes
 from tinyseed.models.contract import InputContract
 from tinyseed.models.torchvision_ops import ensure_torchvision
 from tinyseed.models.weights import first_line, fit_weights, read_weights
@@ -264,33 +264,8 @@ def create_with_channels(library: Library, name: str, size: int | None, channels
     """A network for images of so many channels, initialised by its library as it is for three."""
     if library == "timm":
         return create_timm(name, size, in_chans=channels)
-    with _first_convolution_takes(channels):
+    with first_convolution_takes(channels):
         return create_torchvision(name, size)
-
-
-@contextlib.contextmanager
-def _first_convolution_takes(channels: int) -> Iterator[None]:
-    """Torchvision has no setting for the channels: change its first convolution of three while it is built.
-
-    So the library's own initialisation is drawn for it, whose scale may depend on the channels.
-    """
-    initialise = nn.Conv2d.__init__
-    signature = inspect.signature(initialise)
-    changed = False
-
-    def with_channels(*given: Any, **named: Any) -> None:  # noqa: ANN401
-        nonlocal changed
-        bound = signature.bind(*given, **named)
-        if not changed and bound.arguments["in_channels"] == 3:
-            bound.arguments["in_channels"] = channels
-            changed = True
-        initialise(*bound.args, **bound.kwargs)
-
-    nn.Conv2d.__init__ = with_channels
-    try:
-        yield
-    finally:
-        nn.Conv2d.__init__ = initialise
 
 
 def _channels(values: Any) -> tuple[float, ...]:  # noqa: ANN401  (the libraries hold lists or tuples)
