@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from tinyseed.data.augmentation import View
@@ -41,7 +42,7 @@ class Alone:
         return tensor
 
 
-def prepared(view: Images, contract: InputContract) -> Images:
+def prepared(view: Images, contract: InputContract) -> Float[Tensor, "n c {contract.size} {contract.size}"]:
     """A view in [0, 1] as a network expects it: at its resolution, normalised."""
     return normalise(resized(view, contract.size, contract.interpolation), contract.mean, contract.std)
 
