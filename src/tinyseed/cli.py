@@ -149,7 +149,9 @@ def _demo(rest: Sequence[str]) -> int:
     from tinyseed.demo import DemoConfig, demo
     from tinyseed.engine.signals import Stopped
 
-    about = "Pre-train a teacher on photos that come with tinyseed, distil a small student from it, and show the proof."
+    about = (
+        "Distil a small student from a teacher, on photos that all come with tinyseed, and show the proof."
+    )
     config = parse(DemoConfig, rest, command="tinyseed demo", example=EXAMPLES["demo"], about=about)
     try:
         demo(config)

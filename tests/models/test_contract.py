@@ -6,7 +6,7 @@ import torch
 from tinyseed.errors import InputError
 from tinyseed.models.backbones import library_contract
 from tinyseed.models.contract import InputContract
-from tinyseed.models.teacher import load_teacher
+from tinyseed.models.teacher import load_model, load_teacher
 
 
 def test_a_size_is_raised_to_what_the_network_takes():
@@ -33,9 +33,9 @@ def test_contracts_are_the_librarys(library, name, wanted):
     assert contract.channels == 3
 
 
-def test_a_teacher_takes_the_next_multiple_of_its_patch_unless_told_a_size():
+def test_a_teacher_takes_the_next_multiple_of_its_patch_and_a_model_what_it_is_told():
     teacher = load_teacher("test_vit", weights="random", image_size=40)
     assert teacher.input.size == 48
     assert teacher(torch.rand(2, 3, 48, 48)).shape == (2, teacher.dim)
     with pytest.raises(InputError, match="40 px"):
-        load_teacher("test_vit", weights="random", image_size=40, round_size=False)
+        load_model("test_vit", weights="random", image_size=40)

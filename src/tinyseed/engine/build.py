@@ -19,6 +19,7 @@ from tinyseed.methods.method import Method
 from tinyseed.methods.moco import MoCo
 from tinyseed.methods.seed import Seed
 from tinyseed.models.backbones import build_backbone
+from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder, build_projector
 from tinyseed.models.teacher import Teacher, load_teacher
 from tinyseed.objectives.queue import Queue, auto_queue_size
@@ -111,17 +112,25 @@ def build_teacher(config: RunConfig) -> Teacher | None:
     match config:
         case DistillConfig():
             size = config.teacher_image_size
-            return load_teacher(
+            teacher = load_teacher(
                 config.teacher,
                 weights=config.teacher_weights,
                 small_stem=config.small_stem and config.teacher_weights == "random",
                 image_size=config.image_size if size == "auto" else size,
-                round_size=size == "auto",
                 seed=config.seed,
                 field="--teacher",
             )
+            if size not in ("auto", teacher.input.size):
+                raise InputError("--teacher-image-size", size, _other_size(teacher.input))
+            return teacher
         case PretrainMoCoConfig():
             return None
+
+
+def _other_size(contract: InputContract) -> str:
+    if contract.fixed:
+        return f"this teacher sees images of {contract.size} px alone; give that"
+    return f"has to be a multiple of {contract.multiple}; give {contract.size}"
 
 
 def build_method(config: RunConfig, teacher: Teacher | None, runtime: Runtime) -> Method:
