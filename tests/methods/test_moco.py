@@ -31,6 +31,9 @@ class Lockstep:
         self.barrier.wait(30)
         return joined
 
+    def gather_with_gradient(self, tensor: Tensor) -> Tensor:
+        raise NotImplementedError
+
 
 def keys_of_two_processes(images: Tensor, *, train: bool) -> tuple[Tensor, list[MoCo]]:
     slots, barrier = [None, None], threading.Barrier(2)
