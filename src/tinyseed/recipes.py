@@ -78,7 +78,7 @@ def moco_v2_imagenet() -> Settings:
 
 
 def moco_v2_imagenet_800ep() -> Settings:
-    """MoCo v2 on ImageNet, 800 epochs: 71.1 %; the teacher of most of SEED's tables.
+    """MoCo v2 on ImageNet, 800 epochs: ResNet-50 reaches 71.1 % with a linear classifier.
 
     Source: Chen et al., MoCo v2, 2020 (arXiv 2003.04297), table 1.
     """

@@ -300,7 +300,11 @@ def _check_batch(config: TrainConfig) -> None:
 def _check_crops(config: PretrainSwAVConfig) -> None:
     for name in ("large_crop_scale", "small_crop_scale"):
         value = getattr(config, name)
-        pair = isinstance(value, tuple) and len(value) == 2 and all(isinstance(end, int | float) for end in value)
+        pair = (
+            isinstance(value, tuple)
+            and len(value) == 2
+            and all(isinstance(end, int | float) for end in value)
+        )
         if not (pair and 0 < value[0] <= value[1] <= 1):
             given = " ".join(map(str, value)) if isinstance(value, tuple) else value
             raise InputError(flag(name), given, "give two shares, 0 < low ≤ high ≤ 1, such as 0.14 1")
