@@ -3,7 +3,7 @@
 from torch import nn
 from torch.optim import SGD, Optimizer
 
-from tinyseed.engine.config import TrainConfig
+from tinyseed.engine.config import PretrainSwAVConfig, TrainConfig
 from tinyseed.models.torchvision_ops import ensure_torchvision
 
 LR_BATCH = 256
@@ -31,12 +31,13 @@ def build_optimizer(config: TrainConfig, module: nn.Module) -> Optimizer:
     match config.optimizer:
         case "sgd":
             trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+            # torch's fused step wants all momenta to begin at once; SwAV's prototypes begin later than the rest.
             return SGD(
                 trained,
                 lr=peak_lr(config),
                 momentum=config.momentum,
                 weight_decay=config.weight_decay,
-                fused=True,
+                fused=not isinstance(config, PretrainSwAVConfig),
             )
         case "lars":
             return build_lars(config, module)
