@@ -12,6 +12,9 @@ from torch import Tensor
 Pixels = UInt8[Tensor, "n c h w"]
 """Decoded images, 0 to 255."""
 
+CropPixels = UInt8[Tensor, "n c _ _"]
+"""The same for one of several views, which may differ in size."""
+
 Images = Float[Tensor, "n c h w"]
 """Float images: in [0, 1], or normalised where a name says so."""
 

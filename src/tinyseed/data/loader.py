@@ -32,7 +32,7 @@ from tinyseed.data.views import (
     random_views,
 )
 from tinyseed.errors import RunError
-from tinyseed.shapes import Indices, Interpolation, Pixels
+from tinyseed.shapes import CropPixels, Indices, Interpolation, Pixels
 
 T = TypeVar("T")
 Result = TypeVar("Result")
@@ -56,7 +56,7 @@ class TrainingBatch:
     `given_up` says that too many images in a row could not be read; the batch is then empty.
     """
 
-    pixels: tuple[Pixels, ...]
+    pixels: tuple[CropPixels, ...]
     draws: tuple[ViewDraws, ...]
     indices: Indices
     bad: tuple[BadRecord, ...] = ()

@@ -30,6 +30,10 @@ class Group(Protocol):
         """Join each process' tensor along the first axis, in order of rank; the same on every process."""
         ...
 
+    def gather_with_gradient(self, tensor: Tensor) -> Tensor:
+        """The same, and the gradients of all processes flow back, summed, to whose tensor it was."""
+        ...
+
 
 class Alone:
     """A group of one process."""
@@ -38,6 +42,10 @@ class Alone:
     size = 1
 
     def gather(self, tensor: Tensor) -> Tensor:
+        """The tensor itself."""
+        return tensor
+
+    def gather_with_gradient(self, tensor: Tensor) -> Tensor:
         """The tensor itself."""
         return tensor
 
