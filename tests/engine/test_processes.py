@@ -110,7 +110,7 @@ def test_processes_agree_on_a_run_limited_by_time(photos, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["simclr", "swav"])
 def test_pretraining_in_two_processes_is_that_in_one(photos, tmp_path, method):
-    """Losses, weights and queues over several steps, without batch norm; SGD, as LARS never adds up to 1e-6."""
+    """Losses, weights and queues over several steps of SGD, with networks without batch norm."""
     more = ("--projector", "mlp", "--optimizer", "sgd", "--final-lr", "0", "--workers", "0")
     if method == "swav":
         more += ("--prototypes", "6", "--small-crops", "2", "--small-crop-size", "32", "--queue-size", "10")

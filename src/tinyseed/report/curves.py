@@ -26,7 +26,9 @@ class Curves:
 def curves(files: RunFiles, found: Outcome) -> Iterator[Curves]:
     """The charts in their order on the page; one without points is left out by who draws it."""
     trained = found.name.removeprefix("The ")
-    fills = "It rises while the queue fills, and" if number(files.config, "queue_size") else "It"
+    # SwAV's queue helps to make the codes; what its loss compares does not grow with it.
+    queued = number(files.config, "queue_size") and files.config.get("command") != "pretrain swav"
+    fills = "It rises while the queue fills, and" if queued else "It"
     yield Curves(
         "Loss",
         f"{fills} does not tell whether the features are good.",
