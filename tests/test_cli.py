@@ -28,7 +28,10 @@ def test_the_overview_begins_with_a_runnable_example(capsys):
     ("verb", "begins"),
     [
         (("distill",), "usage: tinyseed distill --data"),
+        (("pretrain", "moco-v1"), "usage: tinyseed pretrain moco-v1 --data"),
         (("pretrain", "moco-v2"), "usage: tinyseed pretrain moco-v2 --data"),
+        (("pretrain", "simclr"), "usage: tinyseed pretrain simclr --data"),
+        (("pretrain", "swav"), "usage: tinyseed pretrain swav --data"),
         (("evaluate", "knn"), "usage: tinyseed evaluate knn --model"),
         (("demo",), "usage: tinyseed demo"),
     ],
@@ -43,8 +46,8 @@ def test_help_of_each_verb_shows_an_example_first(capsys, verb, begins):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("destill",), "verb: destill: give one of distill, pretrain, evaluate, demo"),
-        (("pretrain", "byol"), "method: byol: give moco-v2"),
+        (("destill",), "verb: destill: give one of distill, pretrain, evaluate, recipes, demo"),
+        (("pretrain", "byol"), "method: byol: give one of moco-v1, moco-v2, simclr, swav"),
         (("evaluate", "magic"), "evaluation: magic: give knn"),
         (("distill",), "--data: missing: give it, as in: tinyseed distill"),
         (
@@ -65,6 +68,16 @@ def test_mistakes_exit_with_2_and_one_line(capsys, tmp_path, monkeypatch, argume
     assert err.startswith(f"tinyseed: error: {told}")
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pretrain_alone_lists_the_methods(capsys):
+    from tinyseed.api import PRETRAIN_METHODS
+
+    code, out, _ = typed(capsys, "pretrain")
+    assert code == 0
+    assert out.startswith("tinyseed pretrain moco-v2 --data")
+    assert tuple(cli.METHODS) == tuple(PRETRAIN_METHODS)
+    assert all(f"\n  {name}" in out for name in PRETRAIN_METHODS)
 
 
 def test_a_teacher_that_is_not_there_is_a_missing_path_or_an_unknown_name(capsys, photos, tmp_path):

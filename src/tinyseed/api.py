@@ -6,18 +6,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tinyseed.engine.config import DistillConfig, PretrainMoCoConfig, RunConfig
+from tinyseed.engine.config import (
+    DistillConfig,
+    PretrainMoCoConfig,
+    PretrainMoCoV1Config,
+    PretrainSimCLRConfig,
+    PretrainSwAVConfig,
+    RunConfig,
+)
 from tinyseed.engine.run_folder import Figures
 from tinyseed.engine.runtime import is_main_process
 from tinyseed.engine.train import train
 from tinyseed.errors import InputError
 from tinyseed.evaluation.command import KnnConfig, KnnReport, run_knn
 from tinyseed.models.encoder import Encoder, load_encoder
+from tinyseed.recipes import settings_of
 from tinyseed.report.page import write_report
 
 Paths = str | Path | Sequence[str | Path]
 
-__all__ = ["distill", "evaluate", "load", "pretrain", "run", "run_knn"]
+PRETRAIN_METHODS: dict[
+    str, type[PretrainMoCoConfig] | type[PretrainSimCLRConfig] | type[PretrainSwAVConfig]
+] = {
+    "moco-v1": PretrainMoCoV1Config,
+    "moco-v2": PretrainMoCoConfig,
+    "simclr": PretrainSimCLRConfig,
+    "swav": PretrainSwAVConfig,
+}
+"""The methods of `pretrain` and their settings."""
+
+__all__ = ["PRETRAIN_METHODS", "distill", "evaluate", "load", "pretrain", "run", "run_knn"]
 
 
 def distill(*, data: Paths, teacher: str | Path, student: str, out: str | Path, **settings: Any) -> Figures:  # noqa: ANN401
@@ -28,7 +46,8 @@ def distill(*, data: Paths, teacher: str | Path, student: str, out: str | Path, 
         teacher: a run folder, an exported file, or a model's name.
         student: a model's name (timm's, or torchvision/NAME).
         out: folder that the run is written to.
-        settings: fields of `DistillConfig`, named as the flags of `tinyseed distill` (`epochs=20`, `image_size=64`).
+        settings: fields of `DistillConfig`, named as the flags of `tinyseed distill` (`epochs=20`, `image_size=64`);
+            `recipe="seed-imagenet"` fills in those that are not given.
 
     Returns:
         The figures of summary.json.
@@ -38,18 +57,21 @@ def distill(*, data: Paths, teacher: str | Path, student: str, out: str | Path, 
         RunError: the run failed; its last checkpoint is whole.
     """
     required = {"data": _several(data), "teacher": str(teacher), "student": student, "out": Path(out)}
-    return run(DistillConfig(**required, **_settings(DistillConfig, settings)))
+    return run(DistillConfig(**required, **_settings(DistillConfig, settings, "distill")))
 
 
 def pretrain(
-    method: Literal["moco-v2"],
+    method: Literal["moco-v1", "moco-v2", "simclr", "swav"],
     *,
     data: Paths,
     backbone: str,
     out: str | Path,
     **settings: Any,  # noqa: ANN401
 ) -> Figures:
-    """Train a network by itself on unlabelled images; `settings` are fields of `PretrainMoCoConfig`.
+    """Train a network by itself on unlabelled images.
+
+    `settings` are the flags of `tinyseed pretrain METHOD` (fields of `PRETRAIN_METHODS[method]`);
+    `recipe="simclr-imagenet"` fills in those that are not given.
 
     Returns:
         The figures of summary.json.
@@ -58,10 +80,11 @@ def pretrain(
         InputError: a setting, path or model is wrong.
         RunError: the run failed; its last checkpoint is whole.
     """
-    if method != "moco-v2":
-        raise InputError("method", method, "give moco-v2")
+    if method not in PRETRAIN_METHODS:
+        raise InputError("method", method, f"give one of {', '.join(PRETRAIN_METHODS)}")
+    config = PRETRAIN_METHODS[method]
     required = {"data": _several(data), "backbone": backbone, "out": Path(out)}
-    return run(PretrainMoCoConfig(**required, **_settings(PretrainMoCoConfig, settings)))
+    return run(config(**required, **_settings(config, settings, f"pretrain {method}")))
 
 
 def evaluate(
@@ -104,8 +127,8 @@ def _several(paths: Paths) -> tuple[str, ...]:
     return (str(paths),) if isinstance(paths, str | Path) else tuple(str(path) for path in paths)
 
 
-def _settings(config: type, given: dict[str, Any]) -> dict[str, Any]:
-    """Settings as their fields hold them; an unknown name is refused with the closest one."""
+def _settings(config: type, given: dict[str, Any], verb: str | None = None) -> dict[str, Any]:
+    """Settings as their fields hold them, on top of a recipe's; an unknown name is refused with the closest one."""
     known = {field.name for field in dataclasses.fields(config)}
     for name, value in given.items():
         if name not in known:
@@ -115,8 +138,12 @@ def _settings(config: type, given: dict[str, Any]) -> dict[str, Any]:
                 value,
                 f"no such setting; did you mean {close[0]}?" if close else "no such setting",
             )
-    several = {"val_data"}
-    return {
-        name: _several(value) if name in several else tuple(value) if isinstance(value, list) else value
-        for name, value in given.items()
-    }
+    recipe = given.get("recipe")
+    filled = given if recipe is None or verb is None else settings_of(recipe, verb) | given
+    return {name: _held(name, value) for name, value in filled.items()}
+
+
+def _held(name: str, value: Any) -> Any:  # noqa: ANN401
+    if name == "val_data":
+        return _several(value)
+    return tuple(value) if isinstance(value, list) else value

@@ -12,7 +12,7 @@ import inspect
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
@@ -34,14 +34,22 @@ class _ParseError(Exception):
 
 
 def parse(
-    settings: type[Settings], arguments: Sequence[str], *, command: str, example: str, about: str
+    settings: type[Settings],
+    arguments: Sequence[str],
+    *,
+    command: str,
+    example: str,
+    about: str,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Settings:
     """Fill a dataclass from command-line arguments. `--help` shows the example first and exits with 0.
+
+    `defaults` take the place of the fields' own.
 
     Raises:
         InputError: an unknown flag (the closest is offered), a missing one, or a value of the wrong kind.
     """
-    parser = _parser(settings, command, example, about)
+    parser = _parser(settings, command, example, about, defaults or {})
     try:
         filled, unknown = parser.parse_known_args(list(arguments))
     except _ParseError as error:
@@ -62,7 +70,22 @@ def parse(
     )
 
 
-def _parser(settings: type, command: str, example: str, about: str) -> _Parser:
+def value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """What a flag is given, before anything else is parsed; None where it is not given, or without a value.
+
+    >>> value_of("--recipe", ["--lr", "1", "--recipe", "a"]), value_of("--recipe", ["--recipe=b"])
+    ('a', 'b')
+    """
+    found = None
+    for position, argument in enumerate(arguments):
+        if argument == flag and position + 1 < len(arguments):
+            found = arguments[position + 1]
+        elif argument.startswith(f"{flag}="):
+            found = argument.removeprefix(f"{flag}=")
+    return found
+
+
+def _parser(settings: type, command: str, example: str, about: str, defaults: Mapping[str, Any]) -> _Parser:
     # argparse prints its usage line first; the example matters more, so it takes that place.
     parser = _Parser(
         prog=command,
@@ -78,23 +101,31 @@ def _parser(settings: type, command: str, example: str, about: str) -> _Parser:
     helps = attribute_docstrings(settings)
     fields = dataclasses.fields(_dataclass(settings))
     for field in sorted(fields, key=lambda field: not _required(field)):
-        _add(parser, field, hints[field.name], helps.get(field.name, ""))
+        default = dataclasses.MISSING if _required(field) else field.default
+        _add(parser, field, hints[field.name], helps.get(field.name, ""), defaults.get(field.name, default))
     return parser
 
 
-def _add(parser: _Parser, field: "dataclasses.Field[Any]", hint: Any, text: str) -> None:  # noqa: ANN401
+def _add(
+    parser: _Parser,
+    field: "dataclasses.Field[Any]",
+    hint: Any,  # noqa: ANN401
+    text: str,
+    default: Any,  # noqa: ANN401
+) -> None:
     text = text.replace("%", "%%")
     if hint is bool:
-        parser.add_argument(_flag(field.name), action="store_true", help=text)
+        action = argparse.BooleanOptionalAction if default else "store_true"
+        parser.add_argument(_flag(field.name), action=action, default=default, help=text)
         return
-    several = get_origin(hint) is tuple
-    item = get_args(hint)[0] if several else hint
-    shown = "required" if _required(field) else _shown_default(field.default)
+    items = get_args(hint) if get_origin(hint) is tuple else ()
+    item = items[0] if items else hint
+    shown = "required" if default is dataclasses.MISSING else _shown_default(default)
     parser.add_argument(
         _flag(field.name),
         type=converter(item),
-        nargs="+" if several else None,
-        default=dataclasses.MISSING if _required(field) else field.default,
+        nargs=None if not items else "+" if Ellipsis in items else len(items),
+        default=default,
         metavar=_metavar(item),
         help=f"{text} ({shown})" if shown else text,
     )

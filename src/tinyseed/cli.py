@@ -7,11 +7,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tinyseed.arguments import parse
+from tinyseed.arguments import parse, value_of
 from tinyseed.errors import InputError, RunError
 
 if TYPE_CHECKING:
-    from tinyseed.engine.config import RunConfig
+    from typing import TypeVar
+
+    from tinyseed.engine.config import RunConfig, TrainConfig
+
+    Training = TypeVar("Training", bound=TrainConfig)
 
 OVERVIEW = """\
 tinyseed distill --data photos/ --teacher runs/teacher --student resnet18 --out runs/r18
@@ -21,8 +25,9 @@ Grows small vision models from big ones, without labels.
 verbs:
   demo               see it work in a few minutes, on photos that come with tinyseed
   distill            train a small student to see as a big teacher does
-  pretrain moco-v2   train a teacher by itself
+  pretrain METHOD    train a network by itself: moco-v1, moco-v2, simclr or swav
   evaluate knn       is a model any good? k-NN on labelled images
+  recipes            settings of published runs by name, for --recipe NAME
 
 tinyseed VERB --help shows an example and every flag; tinyseed --version the version.
 """
@@ -31,7 +36,16 @@ EXAMPLES = {
     "distill": "tinyseed distill --data photos/ --teacher runs/teacher --student resnet18 --out runs/small",
     "pretrain": "tinyseed pretrain moco-v2 --data photos/ --backbone resnet50 --out runs/teacher",
     "evaluate": "tinyseed evaluate knn --model runs/small --train-data train/ --test-data test/",
+    "recipes": "tinyseed recipes simclr-imagenet",
     "demo": "tinyseed demo",
+}
+
+
+METHODS = {
+    "moco-v1": "MoCo: views agree against a queue of keys from a momentum encoder; linear head",
+    "moco-v2": "MoCo with an MLP head, stronger augmentation and a cosine schedule; good on small machines",
+    "simclr": "SimCLR: views agree against the rest of the batch; wants large batches",
+    "swav": "SwAV: the cluster of one crop is predicted from the other crops",
 }
 
 
@@ -54,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:  # noqa: PLR0911  (a return a verb)
     """Choose the verb; returns the exit code.
 
     Raises:
@@ -76,6 +90,8 @@ def run(arguments: Sequence[str]) -> int:
             return _pretrain(rest)
         case ["evaluate", *rest]:
             return _evaluate(rest)
+        case ["recipes", *rest]:
+            return _recipes(rest)
         case ["demo", *rest]:
             return _demo(rest)
         case [verb, *_]:
@@ -87,26 +103,48 @@ def _distill(rest: Sequence[str]) -> int:
     from tinyseed.engine.config import DistillConfig
 
     about = "Train a small student on unlabelled images to see as a frozen teacher does (SEED)."
-    config = parse(DistillConfig, rest, command="tinyseed distill", example=EXAMPLES["distill"], about=about)
-    return _train(config)
+    return _train(_parsed(DistillConfig, rest, "distill", EXAMPLES["distill"], about))
 
 
 def _pretrain(rest: Sequence[str]) -> int:
     match list(rest):
-        case ["moco-v2", *rest]:
-            from tinyseed.engine.config import PretrainMoCoConfig
-
-            about = "Train a network by itself on unlabelled images (MoCo-v2): a teacher, or a baseline."
-            command = "tinyseed pretrain moco-v2"
-            return _train(
-                parse(PretrainMoCoConfig, rest, command=command, example=EXAMPLES["pretrain"], about=about)
-            )
         case [] | ["-h" | "--help"]:
-            print(f"{EXAMPLES['pretrain']}\n\nmethods: moco-v2 (tinyseed pretrain moco-v2 --help)")
+            methods = "\n".join(f"  {name:<9}{about}" for name, about in METHODS.items())
+            print(f"{EXAMPLES['pretrain']}\n\nmethods (tinyseed pretrain METHOD --help):\n{methods}")
             return 0
-        case [method, *_]:
-            raise InputError("method", method, "give moco-v2")
+        case [method, *_] if method not in METHODS:
+            raise InputError("method", method, f"give one of {', '.join(METHODS)}")
+        case [method, *rest]:
+            from tinyseed.api import PRETRAIN_METHODS
+
+            example = f"tinyseed pretrain {method} --data photos/ --backbone resnet50 --out runs/teacher"
+            about = f"Train a network by itself on unlabelled images: a teacher, or a baseline. {METHODS[method]}."
+            return _train(_parsed(PRETRAIN_METHODS[method], rest, f"pretrain {method}", example, about))
     raise AssertionError
+
+
+def _parsed(
+    settings: "type[Training]", rest: Sequence[str], verb: str, example: str, about: str
+) -> "Training":
+    """Settings of a training run from the flags; `--recipe NAME` gives the defaults."""
+    from tinyseed.recipes import settings_of
+
+    name = value_of("--recipe", rest)
+    defaults = {} if name is None else settings_of(name, verb)
+    return parse(settings, rest, command=f"tinyseed {verb}", example=example, about=about, defaults=defaults)
+
+
+def _recipes(rest: Sequence[str]) -> int:
+    from tinyseed import recipes
+
+    match list(rest):
+        case [] | ["-h" | "--help"]:
+            print(f"{EXAMPLES['recipes']}\n\n{recipes.listing()}")
+        case [name]:
+            print(recipes.sheet(name))
+        case [_, more, *_]:
+            raise InputError("recipe", more, "give one name at a time")
+    return 0
 
 
 def _train(config: "RunConfig") -> int:
@@ -149,7 +187,9 @@ def _demo(rest: Sequence[str]) -> int:
     from tinyseed.demo import DemoConfig, demo
     from tinyseed.engine.signals import Stopped
 
-    about = "Pre-train a teacher on photos that come with tinyseed, distil a small student from it, and show the proof."
+    about = (
+        "Distil a small student from a teacher, on photos that all come with tinyseed, and show the proof."
+    )
     config = parse(DemoConfig, rest, command="tinyseed demo", example=EXAMPLES["demo"], about=about)
     try:
         demo(config)

@@ -18,6 +18,9 @@ BandPixels = Float32[Tensor, "n c h w"]
 AnyPixels = Pixels | BandPixels
 """Either, as a loader hands them over."""
 
+CropPixels = UInt8[Tensor, "n c _ _"] | Float32[Tensor, "n c _ _"]
+"""The same for one of several views, which may differ in size."""
+
 Images = Float[Tensor, "n c h w"]
 """Float images: in [0, 1], or normalised where a name says so."""
 

@@ -18,7 +18,12 @@ from tinyseed.data.loader import evaluation_batches
 from tinyseed.data.sources import open_source
 from tinyseed.engine import train as engine
 from tinyseed.engine.channels import ChannelConfig, image_bands, measured, teacher_bands
-from tinyseed.engine.config import DistillConfig, PretrainMoCoConfig
+from tinyseed.engine.config import (
+    DistillConfig,
+    PretrainMoCoConfig,
+    PretrainSimCLRConfig,
+    PretrainSwAVConfig,
+)
 from tinyseed.engine.signals import Stopped
 from tinyseed.engine.train import train
 from tinyseed.errors import InputError, RunError
@@ -220,6 +225,14 @@ def test_a_teacher_of_four_channels_sees_them_all(tiles, tmp_path):
         InputError, match=r"--teacher-bands: 3 2 1: the teacher sees 4 channels; give so many"
     ):
         train(config(tiles, tmp_path / "other", **changes | {"teacher_bands": (3, 2, 1)}), quiet=True)
+
+
+@pytest.mark.parametrize("method", [PretrainSimCLRConfig, PretrainSwAVConfig])
+def test_the_other_methods_take_bands(tiles, tmp_path, method):
+    settings = {"channels": 4, "pixel_range": (0.0, 10000.0), "epochs": 1, "backbone": "resnet10t"}
+    crops = {"small_crops": 2, "small_crop_size": 24} if method is PretrainSwAVConfig else {}
+    train(method(data=(str(tiles),), out=tmp_path / "run", **settings, **crops, **SMALL), quiet=True)
+    assert load_encoder(tmp_path / "run").input.channels == 4
 
 
 @pytest.mark.parametrize(

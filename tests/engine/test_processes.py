@@ -9,6 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
+DISTILL = (
+    "distill",
+    "--teacher",
+    "convnext_atto",
+    "--teacher-weights",
+    "random",
+    "--student",
+    "convnext_atto",
+)
+
 
 def launch(
     processes: int,
@@ -18,18 +28,19 @@ def launch(
     *,
     batch: int,
     epochs: int,
+    verb: tuple[str, ...] = DISTILL,
     more: tuple[str, ...] = (),
 ) -> dict:
     """Train and return the last checkpoint."""
-    networks = "--teacher convnext_atto --teacher-weights random --student convnext_atto --image-size 32 --precision 32"
+    views = "--image-size 32 --precision 32"
     lengths = f"--batch-size {batch} --epochs {epochs} --log-every 1 --lr 0.3"
     settings = [
-        "distill",
+        *verb,
         "--data",
         str(photos),
         "--out",
         str(out),
-        *networks.split(),
+        *views.split(),
         *lengths.split(),
         *more,
     ]
@@ -94,3 +105,26 @@ def test_processes_agree_on_a_run_limited_by_time(photos, tmp_path):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["steps"] == state["step"] > 3
     assert 0.07 < summary["minutes"] < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["simclr", "swav"])
+def test_pretraining_in_two_processes_is_that_in_one(photos, tmp_path, method):
+    """Losses, weights and queues over several steps of SGD, with networks without batch norm."""
+    more = ("--projector", "mlp", "--optimizer", "sgd", "--final-lr", "0", "--workers", "0")
+    if method == "swav":
+        more += ("--prototypes", "6", "--small-crops", "2", "--small-crop-size", "32", "--queue-size", "10")
+        more += ("--queue-start-epoch", "0", "--freeze-prototypes-epochs", "0")
+    states, losses = {}, {}
+    for processes in (1, 2):
+        out = tmp_path / f"{processes}"
+        verb = ("pretrain", method, "--backbone", "convnext_atto")
+        states[processes] = launch(processes, photos, out, tmp_path, verb=verb, batch=12, epochs=2, more=more)
+        logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        losses[processes] = [line["loss"] for line in logged if "loss" in line]
+        assert (out / "report.html").exists()
+    assert len(losses[1]) == 8
+    assert losses[2] == pytest.approx(losses[1], rel=1e-5)
+    for part in ("module", "method"):
+        for name, value in states[1][part].items():
+            torch.testing.assert_close(states[2][part][name], value, rtol=1e-4, atol=1e-5, msg=name)

@@ -39,3 +39,23 @@ def test_minutes_stretch_the_schedule_over_the_expected_steps():
     assert schedule.total_steps(100, 60.0) == 100  # the time is over: the run ends here
     assert schedule.lr(100, 30.0) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.4 / 0.9)), rel=1e-6)
     assert schedule.total_steps(0, 0.0) >= 1
+
+
+def test_a_cosine_may_end_above_zero():
+    assert learning_rate(1.0, 0.1, 4.8, final=0.0048) == pytest.approx(0.0048)
+    assert learning_rate(0.1, 0.1, 4.8, final=0.0048) == pytest.approx(4.8)
+    assert learning_rate(0.55, 0.1, 4.8, final=0.0048) == pytest.approx((4.8 + 0.0048) / 2)
+
+
+def test_steps_fall_where_moco_v1_does():
+    schedule = Schedule(0.03, 10, 200, warmup_epochs=0, max_minutes=None, shape="step")
+    rates = {epoch: schedule.lr(epoch * 10, 0.0) for epoch in (0, 119, 120, 159, 160, 199)}
+    expected = {0: 0.03, 119: 0.03, 120: 0.003, 159: 0.003, 160: 0.0003, 199: 0.0003}
+    assert rates == pytest.approx(expected)
+
+
+def test_the_plain_cosine_is_what_it_was_to_the_bit():
+    """Runs that began before `--final-lr` and `--schedule` came go on as they were."""
+    for step in range(0, 1000, 7):
+        progress = step / 1000
+        assert learning_rate(progress, 0.0, 0.03) == 0.03 * 0.5 * (1 + math.cos(math.pi * progress))

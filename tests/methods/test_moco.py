@@ -31,6 +31,9 @@ class Lockstep:
         self.barrier.wait(30)
         return joined
 
+    def gather_with_gradient(self, tensor: Tensor) -> Tensor:
+        raise NotImplementedError
+
 
 def keys_of_two_processes(images: Tensor, *, train: bool) -> tuple[Tensor, list[MoCo]]:
     slots, barrier = [None, None], threading.Barrier(2)
@@ -111,3 +114,15 @@ def test_the_state_holds_key_encoder_and_queue():
     assert torch.equal(other.queue.rows(), one.queue.rows())
     for left, right in zip(one.key_encoder.parameters(), other.key_encoder.parameters(), strict=True):
         assert torch.equal(left, right)
+
+
+def test_views_of_both_versions():
+    second = build().views(64)[0].settings
+    assert (second.jitter_probability, second.hue, second.blur_probability) == (0.8, 0.1, 0.5)
+    method = build()
+    method.config = MoCoConfig(augmentation="v1", blur_probability=0.0)
+    one, other = method.views(64)
+    assert one == other
+    first = one.settings
+    assert (first.jitter_probability, first.hue, first.blur_probability) == (1.0, 0.4, 0.0)
+    assert (first.crop_scale, first.gray_probability, first.brightness) == ((0.2, 1.0), 0.2, 0.4)

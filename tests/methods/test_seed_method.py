@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import resize
 
 from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD
 from tinyseed.methods.method import Method
@@ -69,3 +71,36 @@ def test_the_state_is_the_queues(method):
     other = Seed(method.config, method.module, method.teacher, Queue(16, method.teacher.dim))
     other.load_state_dict(state)
     assert torch.equal(other.queue.rows(), method.queue.rows())
+
+
+def resolutions(student_size: int, teacher_size: int) -> Seed:
+    teacher = load_teacher("test_vit", weights="random", seed=1, image_size=teacher_size)
+    backbone = build_backbone("mobilenetv3_small_050", seed=2, image_size=student_size)
+    student = Encoder(backbone, build_projector("mlp", backbone.width, teacher.dim, None, seed=3))
+    return Seed(SeedConfig(), student, teacher, Queue(16, teacher.dim))
+
+
+@pytest.mark.parametrize(("student_size", "teacher_size"), [(32, 48), (64, 32)])
+def test_each_network_sees_the_one_view_at_its_own_resolution_and_normalisation(student_size, teacher_size):
+    method = resolutions(student_size, teacher_size)
+    method.module.eval()
+    method.queue.push(torch.nn.functional.normalize(torch.randn(11, method.teacher.dim), dim=1))
+    (view,) = method.views(student_size)
+    assert view.size == max(student_size, teacher_size)
+    images = torch.rand(4, 3, view.size, view.size, generator=torch.Generator().manual_seed(0))
+    seen: list[torch.Tensor] = []
+
+    def forward(batch: torch.Tensor) -> torch.Tensor:
+        seen.append(batch)
+        return method.module(batch)
+
+    output = method.step(forward, (images,), step=0)
+
+    def expected(size: int, mean: float | tuple, std: float | tuple, mode: InterpolationMode) -> torch.Tensor:
+        smaller = resize(images, [size, size], mode, antialias=True).clamp(0, 1)
+        return (smaller - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+
+    student = expected(student_size, IMAGENET_MEAN, IMAGENET_STD, InterpolationMode.BICUBIC)
+    torch.testing.assert_close(seen[0], student, rtol=1e-4, atol=1e-4)
+    for_teacher = expected(teacher_size, 0.5, 0.5, InterpolationMode.BICUBIC)  # test_vit's own contract
+    torch.testing.assert_close(output.rows, method.teacher(for_teacher), rtol=1e-4, atol=1e-5)

@@ -12,6 +12,7 @@ from torch import nn
 
 from tinyseed.errors import InputError, RunError
 from tinyseed.models.backbones import build_backbone
+from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder, Projector, build_projector, freeze, load_encoder, save_encoder
 
 
@@ -34,6 +35,14 @@ def test_projectors_have_the_layers_that_they_are_named_for():
     assert shapes[0] == [(4, 8), (4,)]
     assert shapes[1] == [(8, 8), (8,), (4, 8), (4,)]
     assert shapes[2] == [(32, 8), (32,), (4, 32), (4,)]
+
+
+def test_projectors_with_batch_norm_are_simclrs_and_swavs():
+    two, three = build_projector("mlp-bn", 8, 4, 16), build_projector("mlp-bn-3", 8, 4, 16)
+    block = [nn.Linear, nn.BatchNorm1d, nn.ReLU]
+    assert [type(layer) for layer in two] == [*block, nn.Linear]
+    assert [type(layer) for layer in three] == [*block, *block, nn.Linear]
+    assert [layer.in_features for layer in three if isinstance(layer, nn.Linear)] == [8, 16, 16]
 
 
 def test_a_projector_follows_its_seed():
@@ -163,12 +172,13 @@ def test_the_file_says_what_it_is(tmp_path):
         "small_stem": "true",
         "built_size": "",
         "projector": "mlp",
+        "interpolation": "bicubic",
         "image_size": "48",
         "mean": "0.1,0.2,0.3",
         "std": "1.0,2.0,3.0",
     }
     contract = load_encoder(tmp_path).input
-    assert (contract.mean, contract.std, contract.size) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0), 48)
+    assert contract == InputContract((0.1, 0.2, 0.3), (1.0, 2.0, 3.0), 48, "bicubic")
 
 
 def test_a_file_is_the_trunk_alone(tmp_path):

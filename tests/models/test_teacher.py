@@ -174,7 +174,8 @@ def test_mistakes_are_told(tmp_path):
 def test_a_size_that_it_cannot_take_is_told(tmp_path):
     backbone = build_backbone("test_vit", seed=0, image_size=64)
     save_encoder(tmp_path, Encoder(backbone))
-    assert "test_vit: cannot take images of 70 px" in refused(tmp_path, image_size=70)
+    assert "test_vit: cannot take images of 70 px" in refused(tmp_path, load=load_model, image_size=70)
+    assert load_teacher(tmp_path, image_size=70).input.size == 80
     assert load_teacher(tmp_path, image_size=96)(images(96)).shape == (3, backbone.width)
 
 

@@ -1,4 +1,5 @@
 import argparse
+import os
 import pickle
 
 import pytest
@@ -161,3 +162,12 @@ def test_a_full_disk_leaves_the_former_file(tmp_path, monkeypatch):
         write_safetensors(path, {}, {})
     assert same(load_file(path), STATE)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_have_the_rights_that_the_user_gives_new_files(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_safetensors(tmp_path / "w.safetensors", {"w": torch.ones(2)}, {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o640

@@ -47,6 +47,32 @@ class ViewSettings:
         _require(0 <= self.hue <= 0.5, "hue", self, "in [0, 0.5]")
 
 
+def colour_distortion(
+    strength: float, crop_scale: tuple[float, float], blur_probability: float
+) -> ViewSettings:
+    """SimCLR's augmentation: jitter of 0.8, 0.8, 0.8 and 0.2 times a strength, gray, blur.
+
+    Args:
+        strength: 1 on ImageNet, 0.5 on small images; at most 2.5.
+        crop_scale: least and greatest share of the image's area; SimCLR's is 0.08 to 1.
+        blur_probability: 0.5 on ImageNet, 0 on small images.
+
+    Raises:
+        ValueError: a value out of its range.
+
+    Source: Chen et al., SimCLR, ICML 2020 (arXiv 2002.05709), appendix A; SwAV (arXiv 2006.09882) takes it over.
+    Differs: the order of the four changes of colour is random; a blur's reach is 4 σ, not a tenth of the image.
+    """
+    return ViewSettings(
+        crop_scale=crop_scale,
+        brightness=0.8 * strength,
+        contrast=0.8 * strength,
+        saturation=0.8 * strength,
+        hue=0.2 * strength,
+        blur_probability=blur_probability,
+    )
+
+
 def _require(holds: bool, name: str, settings: ViewSettings, span: str) -> None:
     if not holds:
         raise ValueError(f"{name} has to be {span}; got {getattr(settings, name)}")

@@ -34,7 +34,7 @@ from tinyseed.data.views import (
     random_views,
 )
 from tinyseed.errors import RunError
-from tinyseed.shapes import AnyPixels, Indices, Interpolation
+from tinyseed.shapes import AnyPixels, CropPixels, Indices, Interpolation
 
 T = TypeVar("T")
 Result = TypeVar("Result")
@@ -61,7 +61,7 @@ class TrainingBatch:
     `given_up` says that too many images in a row could not be read; the batch is then empty.
     """
 
-    pixels: tuple[AnyPixels, ...]
+    pixels: tuple[CropPixels, ...]
     draws: tuple[ViewDraws, ...]
     indices: Indices
     bad: tuple[BadRecord, ...] = ()

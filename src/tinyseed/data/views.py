@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
@@ -337,7 +337,9 @@ def rows_at_once(pixels: AnyPixels) -> int:
     return max(1, CHUNK_BYTES * torch.get_num_threads() // (4 * pixels[0].numel()))
 
 
-def resized(images: Images, size: int, interpolation: Interpolation = "bilinear") -> Images:
+def resized(
+    images: Images, size: int, interpolation: Interpolation = "bilinear"
+) -> Float[Tensor, "n c {size} {size}"]:
     """The same view at another resolution, in [0, 1], antialiased; itself where it has that size already."""
     if images.shape[-1] == size:
         return images

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tinyseed.data.bands import require_readers
@@ -11,16 +12,26 @@ from tinyseed.data.sources import Source, open_source
 from tinyseed.data.split import held_out_split, sample
 from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD
 from tinyseed.engine.channels import MEASURED_ON, image_bands, measured, teacher_bands
-from tinyseed.engine.config import DistillConfig, PretrainMoCoConfig, RunConfig, TrainConfig
-from tinyseed.engine.optim import peak_lr
+from tinyseed.engine.config import (
+    DistillConfig,
+    PretrainMoCoConfig,
+    PretrainSimCLRConfig,
+    PretrainSwAVConfig,
+    RunConfig,
+    TrainConfig,
+)
+from tinyseed.engine.optim import peak_lr, scaled_lr
 from tinyseed.engine.run_folder import RunFolder, settled
-from tinyseed.engine.runtime import Runtime, worker_count
+from tinyseed.engine.runtime import Runtime, share_statistics, worker_count
 from tinyseed.engine.schedule import Schedule
 from tinyseed.errors import InputError
 from tinyseed.methods.method import Method
 from tinyseed.methods.moco import MoCo
 from tinyseed.methods.seed import Seed
+from tinyseed.methods.simclr import SimCLR
+from tinyseed.methods.swav import SwAV, small_crop_size
 from tinyseed.models.backbones import build_backbone
+from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder, build_projector
 from tinyseed.models.teacher import Teacher, load_teacher
 from tinyseed.objectives.queue import Queue, auto_queue_size
@@ -73,19 +84,23 @@ def open_data(config: TrainConfig) -> RunData:
 
 def settle(config: RunConfig, folder: RunFolder, data: RunData, runtime: Runtime) -> RunConfig:
     """Replace each "auto" by what it comes to; a resumed run keeps what it began with."""
-    before = settled(folder, "queue_size")
-    queue_size = config.queue_size
-    if queue_size == "auto":
-        queue_size = auto_queue_size(len(data.training)) if before is None else before
     channel_mean, channel_std = _channel_figures(config, folder, data, runtime)
-    return replace(
+    config = replace(
         config,
         channel_mean=channel_mean,
         channel_std=channel_std,
-        queue_size=queue_size,
         precision=runtime.precision,
         workers=worker_count(config.workers, runtime.device.type == "cuda"),
     )
+    match config:
+        case DistillConfig() | PretrainMoCoConfig():
+            before = settled(folder, "queue_size")
+            auto = auto_queue_size(len(data.training)) if before is None else before
+            return replace(config, queue_size=auto) if config.queue_size == "auto" else config
+        case PretrainSwAVConfig():
+            return replace(config, small_crop_size=small_crop_size(config, config.image_size))
+        case PretrainSimCLRConfig():
+            return config
 
 
 def _channel_figures(
@@ -128,7 +143,16 @@ def build_views(config: TrainConfig, data: RunData, method: Method) -> TrainingV
 def build_schedule(config: TrainConfig, plan: Plan) -> Schedule:
     """Learning rate over the run."""
     warmup = None if config.warmup_epochs == "auto" else config.warmup_epochs
-    return Schedule(peak_lr(config), plan.steps_per_epoch, config.epochs, warmup, config.max_minutes)
+    return Schedule(
+        peak=peak_lr(config),
+        steps_per_epoch=plan.steps_per_epoch,
+        epochs=config.epochs,
+        warmup_epochs=warmup,
+        max_minutes=config.max_minutes,
+        final=scaled_lr(config, config.final_lr),
+        shape=config.schedule,
+        auto_warmup_epochs=10 if isinstance(config, PretrainSimCLRConfig | PretrainSwAVConfig) else 5,
+    )
 
 
 def build_teacher(config: RunConfig) -> Teacher | None:
@@ -141,29 +165,68 @@ def build_teacher(config: RunConfig) -> Teacher | None:
                 weights=config.teacher_weights,
                 small_stem=config.small_stem and config.teacher_weights == "random",
                 image_size=config.image_size if size == "auto" else size,
-                round_size=size == "auto",
                 seed=config.seed,
                 field="--teacher",
             )
+            if size not in ("auto", teacher.input.size):
+                raise InputError("--teacher-image-size", size, _other_size(teacher.input))
             teacher_bands(config, teacher.input)  # refuses wrong ones before anything is measured
             return teacher
-        case PretrainMoCoConfig():
+        case PretrainMoCoConfig() | PretrainSimCLRConfig() | PretrainSwAVConfig():
             return None
 
 
-def build_method(config: RunConfig, teacher: Teacher | None, runtime: Runtime) -> Method:
+def _other_size(contract: InputContract) -> str:
+    if contract.fixed:
+        return f"this teacher sees images of {contract.size} px alone; give that"
+    return f"has to be a multiple of {contract.multiple}; give {contract.size}"
+
+
+def build_method(config: RunConfig, teacher: Teacher | None, plan: Plan, runtime: Runtime) -> Method:
     """The closed choice of methods."""
-    assert config.queue_size != "auto", "settle() comes first"
     match config:
         case DistillConfig():
             assert teacher is not None
+            assert config.queue_size != "auto", "settle() comes first"
             student = build_encoder(config, config.student, teacher.dim, field="--student")
             queue = Queue(config.queue_size, teacher.dim)
             bands = teacher_bands(config, teacher.input)
             return Seed(config, student, teacher, queue, runtime.group, teacher_bands=bands)
         case PretrainMoCoConfig():
+            assert config.queue_size != "auto", "settle() comes first"
             encoder = build_encoder(config, config.backbone, config.dim, field="--backbone")
             return MoCo(config, encoder, Queue(config.queue_size, config.dim), config.seed, runtime.group)
+        case PretrainSimCLRConfig():
+            encoder = build_encoder(config, config.backbone, config.dim, field="--backbone")
+            share_statistics(encoder, runtime)
+            return SimCLR(config, encoder, runtime.group)
+        case PretrainSwAVConfig():
+            encoder = build_encoder(config, config.backbone, config.dim, field="--backbone")
+            refuse_small_crops(config, encoder)
+            share_statistics(encoder, runtime)
+            return SwAV(config, encoder, plan.steps_per_epoch, config.seed, runtime.group)
+
+
+def refuse_small_crops(config: PretrainSwAVConfig, encoder: Encoder) -> None:
+    """Try the small crops once: some networks take images of one size only, others none so small.
+
+    Raises:
+        InputError: the network cannot take them.
+    """
+    size = small_crop_size(config, config.image_size)
+    if config.small_crops == 0:
+        return
+    training = encoder.training
+    try:
+        with torch.no_grad():
+            encoder.eval()(torch.zeros(1, config.channels, size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        remedy = f"{config.backbone} cannot take crops of {size} px beside {config.image_size} px; give another size, "
+        raise InputError(
+            "--small-crop-size", config.small_crop_size, f"{remedy}--small-crops 0, or another --backbone"
+        ) from error
+    finally:
+        encoder.train(training)
 
 
 def build_encoder(config: RunConfig, name: str, dim: int, field: str) -> Encoder:

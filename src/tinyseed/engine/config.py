@@ -13,6 +13,8 @@ from tinyseed.engine.channels import ChannelConfig, check_channels
 from tinyseed.errors import InputError
 from tinyseed.methods.moco import MoCoConfig
 from tinyseed.methods.seed import SeedConfig
+from tinyseed.methods.simclr import SimCLRConfig
+from tinyseed.methods.swav import SwAVConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +39,22 @@ class TrainConfig(ChannelConfig):
     """Side of the views in pixels."""
     small_stem: bool = False
     """For inputs up to 64 px (ResNets): 3×3 stem of stride 1, no max-pool."""
-    optimizer: Literal["sgd"] = "sgd"
-    """Optimizer."""
+    optimizer: Literal["sgd", "lars"] = "sgd"
+    """Optimizer; LARS suits large batches."""
     lr: float = 0.03
     """Learning rate for a batch of 256; scaled linearly with the batch size."""
+    final_lr: float = 0.0
+    """Learning rate at the end of the cosine, for a batch of 256 too."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """Learning rate after the warm-up: half a cosine, or tenfold down at 60 % and at 80 % of the run."""
     momentum: float = 0.9
-    """Momentum of SGD."""
+    """Momentum of SGD and LARS."""
     weight_decay: float = 1e-4
     """Weight decay."""
+    lars_scope: Literal["weights", "all"] = "weights"
+    """What LARS adapts and decays: weights but no biases and norms (SimCLR), or every parameter (SwAV)."""
     warmup_epochs: float | Literal["auto"] = "auto"
-    """Epochs of linear warm-up; auto: 5, at most a tenth of the run."""
+    """Epochs of linear warm-up; auto: 5 (SimCLR and SwAV: 10), at most a tenth of the run."""
     seed: int = 0
     """Seed of every random choice."""
     devices: str = "auto"
@@ -67,6 +75,8 @@ class TrainConfig(ChannelConfig):
     """Epochs between evaluations on the held-out images."""
     validation_images: int = 1024
     """At most so many held-out images are evaluated (k-NN: against four times as many)."""
+    recipe: str | None = None
+    """Named settings to start from (`tinyseed recipes` lists them); flags beside it win."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,18 +96,54 @@ class DistillConfig(SeedConfig, TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainMoCoConfig(MoCoConfig, TrainConfig):
-    """`tinyseed pretrain moco-v2`: a network learns by itself."""
+class PretrainConfig(TrainConfig):
+    """What every run of `tinyseed pretrain` has: a network learns by itself."""
 
     backbone: str
     """Network to train: a model's name (timm's, or torchvision/NAME)."""
 
 
-RunConfig = DistillConfig | PretrainMoCoConfig
+@dataclass(frozen=True, kw_only=True)
+class PretrainMoCoConfig(MoCoConfig, PretrainConfig):
+    """`tinyseed pretrain moco-v2`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainMoCoV1Config(PretrainMoCoConfig):
+    """`tinyseed pretrain moco-v1`: the same method with the first paper's settings (1911.05722, section 3.3 and 4)."""
+
+    temperature: float = 0.07
+    projector: Literal["mlp", "linear"] = "linear"
+    augmentation: Literal["v2", "v1"] = "v1"
+    blur_probability: float = 0.0
+    schedule: Literal["cosine", "step"] = "step"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSimCLRConfig(SimCLRConfig, PretrainConfig):
+    """`tinyseed pretrain simclr`; optimizer and learning rate of 2002.05709, section 2.1."""
+
+    optimizer: Literal["sgd", "lars"] = "lars"
+    lr: float = 0.3
+    weight_decay: float = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSwAVConfig(SwAVConfig, PretrainConfig):
+    """`tinyseed pretrain swav`; optimizer and learning rate of 2006.09882, appendix A (4.8 to 0.0048 at 4,096)."""
+
+    optimizer: Literal["sgd", "lars"] = "lars"
+    lr: float = 0.3
+    final_lr: float = 0.0003
+    weight_decay: float = 1e-6
+    lars_scope: Literal["weights", "all"] = "all"
+
+
+RunConfig = DistillConfig | PretrainMoCoConfig | PretrainSimCLRConfig | PretrainSwAVConfig
 
 HARMLESS = frozenset(
     {"resume", "workers", "devices", "checkpoint_minutes", "log_every", "data", "val_data", "out", "teacher"}
-    | {"teacher_weights", "validation_images", "evaluate_every"}
+    | {"teacher_weights", "validation_images", "evaluate_every", "recipe"}
 )
 """Settings in which a resumed run may differ from its beginning (moved folders are told apart by their contents)."""
 
@@ -107,8 +153,14 @@ def verb(config: RunConfig) -> str:
     match config:
         case DistillConfig():
             return "distill"
+        case PretrainMoCoV1Config():
+            return "pretrain moco-v1"
         case PretrainMoCoConfig():
             return "pretrain moco-v2"
+        case PretrainSimCLRConfig():
+            return "pretrain simclr"
+        case PretrainSwAVConfig():
+            return "pretrain swav"
 
 
 def title(config: RunConfig) -> str:
@@ -116,8 +168,14 @@ def title(config: RunConfig) -> str:
     match config:
         case DistillConfig():
             return f"{config.teacher} → {config.student}"
+        case PretrainMoCoV1Config():
+            return f"MoCo-v1 {config.backbone}"
         case PretrainMoCoConfig():
             return f"MoCo-v2 {config.backbone}"
+        case PretrainSimCLRConfig():
+            return f"SimCLR {config.backbone}"
+        case PretrainSwAVConfig():
+            return f"SwAV {config.backbone}"
 
 
 def as_json(config: RunConfig) -> dict[str, Any]:
@@ -160,6 +218,7 @@ _RANGES = {
     "teacher_image_size": _Range(8, 4096),
     "channels": _Range(1, 4096),
     "lr": _Range(0, low_is_in=False),
+    "final_lr": _Range(0),
     "momentum": _Range(0, 1),
     "weight_decay": _Range(0),
     "warmup_epochs": _Range(0),
@@ -177,6 +236,16 @@ _RANGES = {
     "encoder_momentum": _Range(0, 1),
     "dim": _Range(1),
     "projector_hidden": _Range(1),
+    "color_strength": _Range(0, 2.5),
+    "blur_probability": _Range(0, 1),
+    "large_crops": _Range(2, 64),
+    "small_crops": _Range(0, 64),
+    "small_crop_size": _Range(8, 4096),
+    "epsilon": _Range(0, low_is_in=False),
+    "sinkhorn_iterations": _Range(1, 1000),
+    "prototypes": _Range(2),
+    "freeze_prototypes_epochs": _Range(0),
+    "queue_start_epoch": _Range(0),
 }
 
 
@@ -195,6 +264,19 @@ def check(config: RunConfig) -> None:
         if not limits.holds(value):
             raise InputError(flag(name), value, f"give a number {limits}")
     check_channels(config)
+    _check_together(config)
+    match config:
+        case PretrainSimCLRConfig():
+            _check_batch(config)
+        case PretrainSwAVConfig():
+            _check_batch(config)
+            _check_crops(config)
+        case DistillConfig() | PretrainMoCoConfig():
+            pass
+
+
+def _check_together(config: TrainConfig) -> None:
+    """Settings that depend on one another."""
     if config.devices != "auto" and not (config.devices.isdigit() and int(config.devices) > 0):
         raise InputError("--devices", config.devices, "give auto or a number of at least 1")
     if config.batch_size % config.accumulate:
@@ -207,3 +289,27 @@ def check(config: RunConfig) -> None:
         and config.warmup_epochs >= config.epochs
     ):
         raise InputError("--warmup-epochs", config.warmup_epochs, f"has to be below --epochs {config.epochs}")
+    if config.final_lr > config.lr:
+        raise InputError("--final-lr", config.final_lr, f"give a number up to --lr {config.lr:g}")
+
+
+def _check_batch(config: TrainConfig) -> None:
+    """Methods that compare the images of a batch need two at a time."""
+    if config.batch_size < 2 * config.accumulate:
+        remedy = (
+            f"give at least {2 * config.accumulate}: an image is compared with others of its forward pass"
+        )
+        raise InputError("--batch-size", config.batch_size, remedy)
+
+
+def _check_crops(config: PretrainSwAVConfig) -> None:
+    for name in ("large_crop_scale", "small_crop_scale"):
+        value = getattr(config, name)
+        pair = (
+            isinstance(value, tuple)
+            and len(value) == 2
+            and all(isinstance(end, int | float) for end in value)
+        )
+        if not (pair and 0 < value[0] <= value[1] <= 1):
+            given = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            raise InputError(flag(name), given, "give two shares, 0 < low ≤ high ≤ 1, such as 0.14 1")

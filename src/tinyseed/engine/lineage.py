@@ -39,6 +39,7 @@ def lineage(config: RunConfig, data: RunData, teacher: Teacher | None) -> dict[s
             "digest": teacher.digest,
             "parameters": teacher.parameters_count,
             "dim": teacher.dim,
+            "image_size": teacher.input.size,
         }
     return described
 

@@ -1,5 +1,6 @@
 """The files of a run. Imports the settings and the loader's records."""
 
+import dataclasses
 import json
 import math
 import os
@@ -103,13 +104,20 @@ def _refuse_other_settings(folder: RunFolder, config: RunConfig) -> None:
         before = json.loads(folder.config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError("--resume", folder.config, f"cannot be read ({error})") from error
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for name, now in as_json(config).items():
-        then = before.get(name)
+        # A setting that came to tinyseed after the run began had the effect of its default.
+        then = before[name] if name in before else _json_value(defaults.get(name))
         # The first part of the run has settled it.
         settled = (now == "auto" and name not in HARMLESS) or (name in MEASURED and not now)
-        if name not in HARMLESS and not settled and json.loads(json.dumps(now)) != then:
+        if name not in HARMLESS and not settled and _json_value(now) != then:
             field = "--resume" if name == "command" else flag(name)
             raise InputError(field, now, f"the run in {config.out} has {then}; give that, or another --out")
+
+
+def _json_value(value: object) -> Any:  # noqa: ANN401
+    """A value as it comes back from a JSON file."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def settled(folder: RunFolder, name: str) -> Any:  # noqa: ANN401  (a JSON value)

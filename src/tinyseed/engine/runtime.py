@@ -11,12 +11,14 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.plugins.precision import Precision
 from lightning_fabric.strategies.ddp import DDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from tinyseed.data.loader import usable_cores
 from tinyseed.engine.config import TrainConfig
 from tinyseed.errors import InputError
 from tinyseed.methods.method import Alone, Group
+from tinyseed.models.torchvision_ops import ensure_torchvision
 
 PrecisionName = Literal["32", "bf16", "16"]
 
@@ -34,6 +36,29 @@ class Processes:
         parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.size)]
         dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
+
+    def gather_with_gradient(self, tensor: Tensor) -> Tensor:
+        """Join them likewise; the gradients of all processes flow back, summed, to whose tensor it was."""
+        return _Gathered.apply(tensor, self)  # pyright: ignore[reportReturnType]
+
+
+class _Gathered(torch.autograd.Function):
+    """Every process holds the joined tensor, so a part's gradient is the sum of what all of them found.
+
+    DDP then takes the mean over processes: of a mean of local losses that is the one-process gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: Processes) -> Tensor:  # noqa: ANN401
+        ctx.mine = slice(group.rank * len(tensor), (group.rank + 1) * len(tensor))
+        return group.gather(tensor)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradient = grad_outputs[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient[ctx.mine], None
 
 
 @dataclass(frozen=True)
@@ -161,6 +186,20 @@ def _plugin(precision: PrecisionName, device: str) -> Precision:
             return MixedPrecision("16-mixed", device)
         case "32":
             return Precision()
+
+
+def share_statistics(module: nn.Module, runtime: Runtime) -> nn.Module:
+    """Let batch norms take their statistics over all processes, on GPUs.
+
+    On the CPU torch has no such batch norm: there each process takes them over its own part of the batch. It is timm's
+    conversion, because torch's would drop the activation that some of timm's batch norms hold.
+    """
+    if runtime.group.size == 1 or runtime.device.type != "cuda":
+        return module
+    ensure_torchvision()
+    from timm.layers.norm_act import convert_sync_batchnorm
+
+    return convert_sync_batchnorm(module)
 
 
 def is_main_process() -> bool:

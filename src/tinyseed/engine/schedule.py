@@ -2,24 +2,41 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
+
+Shape = Literal["cosine", "step"]
+
+DROPS = (0.6, 0.8)
+"""Shares of a run at which the "step" schedule falls tenfold: MoCo v1's epochs 120 and 160 of 200."""
 
 
-def learning_rate(progress: float, warmup: float, peak: float) -> float:
-    """Linear warm-up, then a half cosine down to zero.
+def learning_rate(
+    progress: float, warmup: float, peak: float, final: float = 0.0, shape: Shape = "cosine"
+) -> float:
+    """Linear warm-up, then a half cosine down to `final`, or tenfold drops.
 
     Args:
         progress: share of the run that is done, 0 to 1.
         warmup: share of the run that warms up, 0 to 1.
         peak: learning rate at the end of the warm-up.
+        final: learning rate at the end of the cosine.
+        shape: "cosine", or "step".
 
-    Source: Loshchilov & Hutter, SGDR, ICLR 2017 (arXiv 1608.03983), one cycle; SEED section 4.1.
+    Source: Loshchilov & Hutter, SGDR, ICLR 2017 (arXiv 1608.03983), one cycle; SEED section 4.1. "step": MoCo (arXiv
+    1911.05722), section 4.
 
+    >>> [learning_rate(p, 0.0, 1.0, shape="step") for p in (0.59, 0.6, 0.8)]
+    [1.0, 0.1, 0.01]
     >>> [round(learning_rate(p, 0.1, 1.0), 3) for p in (0.0, 0.05, 0.1, 0.55, 1.0)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
     """
     if progress < warmup:
         return peak * progress / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+    match shape:
+        case "step":
+            return peak / 10 ** sum(progress >= drop for drop in DROPS)
+        case "cosine":
+            return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
 @dataclass(frozen=True)
@@ -28,7 +45,8 @@ class Schedule:
 
     Attributes:
         peak: learning rate after the warm-up, scaled to the batch.
-        warmup_epochs: number, or None for 5 epochs but at most a tenth of the run.
+        warmup_epochs: number, or None for `auto_warmup_epochs` but at most a tenth of the run.
+        final: learning rate at the end of a cosine, scaled likewise.
     """
 
     peak: float
@@ -36,6 +54,9 @@ class Schedule:
     epochs: int
     warmup_epochs: float | None
     max_minutes: float | None
+    final: float = 0.0
+    shape: Shape = "cosine"
+    auto_warmup_epochs: float = 5
 
     def total_steps(self, step: int, elapsed: float) -> int:
         """Steps of the whole run; with `max_minutes` as far as the pace until now (seconds) tells."""
@@ -51,7 +72,7 @@ class Schedule:
         """Learning rate of a step; the first step of a warm-up is already above zero."""
         total = max(1, self.total_steps(step, elapsed))
         warmup_steps = (
-            5 * self.steps_per_epoch
+            self.auto_warmup_epochs * self.steps_per_epoch
             if self.warmup_epochs is None
             else self.warmup_epochs * self.steps_per_epoch
         )
@@ -62,4 +83,4 @@ class Schedule:
             progress = max(progress, elapsed / (self.max_minutes * 60))
         if progress < warmup:
             progress += 1 / total
-        return learning_rate(min(progress, 1.0), warmup, self.peak)
+        return learning_rate(min(progress, 1.0), warmup, self.peak, self.final, self.shape)

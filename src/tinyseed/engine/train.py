@@ -119,7 +119,8 @@ def prepare(config: RunConfig, folder: RunFolder, data: RunData, *, quiet: bool)
     teacher = build_teacher(config)
     runtime = start(config)
     config = settle(config, folder, data, runtime)
-    method = build_method(config, teacher, runtime)
+    plan = build_plan(config, data, runtime)
+    method = build_method(config, teacher, plan, runtime)
     method.to(runtime.device)
     if runtime.is_main:
         folder.make()
@@ -127,7 +128,6 @@ def prepare(config: RunConfig, folder: RunFolder, data: RunData, *, quiet: bool)
         if not folder.lineage.exists():
             folder.write_json(folder.lineage, lineage(config, data, teacher))
         folder.quarantine.touch()
-    plan = build_plan(config, data, runtime)
     module = method.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     forward, optimizer = runtime.fabric.setup(module, build_optimizer(config, module))
     quarantine = Quarantine(folder, len(data.training), runtime.group.size)

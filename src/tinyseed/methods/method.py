@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from tinyseed.data.augmentation import View
@@ -29,6 +30,10 @@ class Group(Protocol):
         """Join each process' tensor along the first axis, in order of rank; the same on every process."""
         ...
 
+    def gather_with_gradient(self, tensor: Tensor) -> Tensor:
+        """The same, and the gradients of all processes flow back, summed, to whose tensor it was."""
+        ...
+
 
 class Alone:
     """A group of one process."""
@@ -40,8 +45,12 @@ class Alone:
         """The tensor itself."""
         return tensor
 
+    def gather_with_gradient(self, tensor: Tensor) -> Tensor:
+        """The tensor itself."""
+        return tensor
 
-def prepared(view: Images, contract: InputContract) -> Images:
+
+def prepared(view: Images, contract: InputContract) -> Float[Tensor, "n c {contract.size} {contract.size}"]:
     """A view in [0, 1] as a network expects it: at its resolution, normalised."""
     return normalise(resized(view, contract.size, contract.interpolation), contract.mean, contract.std)
 

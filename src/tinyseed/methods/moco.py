@@ -1,4 +1,4 @@
-"""MoCo-v2: two views of an image agree against a queue of keys from a slowly moving encoder.
+"""MoCo, v1 and v2: two views of an image agree against a queue of keys from a slowly moving encoder.
 
 Source: He et al., Momentum Contrast for Unsupervised Visual Representation Learning, CVPR 2020 (arXiv 1911.05722);
 Chen et al., Improved Baselines with Momentum Contrastive Learning, 2020 (arXiv 2003.04297).
@@ -25,7 +25,7 @@ from tinyseed.shapes import Embeddings, Images
 
 @dataclass(frozen=True, kw_only=True)
 class MoCoConfig:
-    """MoCo-v2's settings; defaults are the paper's."""
+    """MoCo's settings; defaults are those of v2's paper."""
 
     queue_size: int | Literal["auto"] = "auto"
     """Keys in the queue; auto: the largest power of two up to half the data set, at most 65,536."""
@@ -39,6 +39,10 @@ class MoCoConfig:
     """Head on the trunk: MoCo-v2's MLP, or v1's linear one."""
     projector_hidden: int | Literal["auto"] = "auto"
     """Width of the MLP's hidden layer; auto: the trunk's width."""
+    augmentation: Literal["v2", "v1"] = "v2"
+    """Colour jitter: v2's (four in five views, hue up to 0.1), or v1's (every view, hue up to 0.4)."""
+    blur_probability: float = 0.5
+    """Share of the views that are blurred: v2 0.5, v1 0; 0 suits images of 32 px."""
 
 
 class MoCo:
@@ -55,8 +59,17 @@ class MoCo:
         self.group = group or Alone()
 
     def views(self, image_size: int) -> tuple[View, ...]:
-        """Two, drawn alike."""
-        return (View(ViewSettings(), image_size),) * 2
+        """Two, drawn alike.
+
+        Differs: v1's code turns views gray before the jitter; here gray always comes after it.
+        """
+        blur = self.config.blur_probability
+        match self.config.augmentation:
+            case "v2":
+                settings = ViewSettings(blur_probability=blur)
+            case "v1":
+                settings = ViewSettings(hue=0.4, jitter_probability=1.0, blur_probability=blur)
+        return (View(settings, image_size),) * 2
 
     def step(self, forward: Forward, views: tuple[Images, ...], step: int) -> StepOutput:
         """Queries from the first view, keys from the second (1911.05722, algorithm 1)."""

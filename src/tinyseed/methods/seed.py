@@ -35,6 +35,8 @@ class SeedConfig:
     """The student's head onto the teacher's dimension."""
     projector_hidden: int | Literal["auto"] = "auto"
     """Width of the MLP's hidden layer; auto: the trunk's width."""
+    blur_probability: float = 0.5
+    """Share of the views that are blurred; 0 suits images of 32 px."""
 
 
 class Seed:
@@ -65,7 +67,8 @@ class Seed:
 
     def views(self, image_size: int) -> tuple[View, ...]:
         """One, at the higher of the two networks' resolutions."""
-        return (View(ViewSettings(), max(image_size, self.teacher.input.size)),)
+        settings = ViewSettings(blur_probability=self.config.blur_probability)
+        return (View(settings, max(image_size, self.teacher.input.size)),)
 
     def step(self, forward: Forward, views: tuple[Images, ...], step: int) -> StepOutput:
         """Both networks see the same view; the loss compares where they place it (paper, equations 1 to 4).

@@ -113,9 +113,11 @@ class Encoder(nn.Module):
 
     def forward(self, images: Images) -> Embeddings:
         """Unit rows, normalised in float32 at least, whatever the precision of the networks."""
-        rows = self.backbone(images)
-        if self.projector is not None:
-            rows = self.projector(rows)
+        return self.head(self.backbone(images))
+
+    def head(self, features: Features) -> Embeddings:
+        """What `forward` makes of the trunk's outputs."""
+        rows = features if self.projector is None else self.projector(features)
         return functional.normalize(_at_least_float32(rows), dim=1, eps=_SMALLEST_NORM)
 
 

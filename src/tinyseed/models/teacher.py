@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tinyseed.assets import CLOTHING_TEACHER
 from tinyseed.errors import InputError
 from tinyseed.models.backbones import build_backbone, is_model_name, probe_width
 from tinyseed.models.contract import InputContract
@@ -22,6 +23,8 @@ from tinyseed.models.pretrained import build_pretrained
 from tinyseed.shapes import Embeddings, Features, Images
 
 RANDOM = "random:"
+BOXED = {"tinyseed/clothing-resnet18": CLOTHING_TEACHER}
+"""Teachers that come with the package."""
 
 _PATH = re.compile(r"^[./~]|^(?!timm/|torchvision/).*/|\.(safetensors|pth|pt|ckpt|tar|bin)$")
 # Another stream than a student's of the same seed: a random teacher has to be another network.
@@ -97,20 +100,20 @@ def load_teacher(
     weights: str | Path | None = None,
     small_stem: bool = False,
     image_size: int | None = None,
-    round_size: bool = True,
     seed: int | None = 0,
     field: str = "--teacher",
 ) -> Teacher:
     """A frozen teacher from a tinyseed run, an exported file, or a model's name.
 
     Args:
-        spec: a run folder, an exported .safetensors file, or a name (timm's, or torchvision/NAME). A teacher
-            by name has no projector: its rows are the normalised trunk outputs.
+        spec: a run folder, an exported .safetensors file, or a name (timm's, torchvision/NAME, or
+            tinyseed/clothing-resnet18, which comes with the package). A teacher by a library's name has no projector:
+            its rows are the normalised trunk outputs.
         weights: for a name: a file with the library's state dict, "random", or None for the library's
             pre-trained weights (cached, or fetched).
         small_stem: for a name: whether its weights are for the small stem.
-        image_size: side of the images in pixels that it will see; by default what it was made for.
-        round_size: take the next size that it can see, where it cannot see this one (a multiple of a ViT's patch).
+        image_size: side of the images in pixels that it will see, raised to the next that it can (a multiple of a
+            ViT's patch; `Teacher.input.size` tells); by default what it was made for.
         seed: of random weights.
         field: the flag that named it, for errors.
 
@@ -123,7 +126,7 @@ def load_teacher(
         weights=weights,
         small_stem=small_stem,
         image_size=image_size,
-        round_size=round_size,
+        round_size=True,
         seed=stream,
         field=field,
     )
@@ -148,6 +151,8 @@ def load_model(
     text = str(spec)
     if text.startswith(RANDOM):
         text, weights = text.removeprefix(RANDOM), "random"
+    if text in BOXED:
+        text = str(BOXED[text])
     if _is_path(text):
         return _load_saved(text, weights, image_size, round_size=round_size, field=field)
     if weights is None and small_stem:

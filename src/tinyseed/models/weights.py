@@ -160,6 +160,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(unfinished)
+        unfinished.chmod(0o666 & ~_umask())  # safetensors' own temporary files are for their owner alone
         _flush(unfinished)
         unfinished.replace(path)
         _flush(path.parent)
@@ -167,6 +168,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise RunError(f"could not save {path}: {first_line(error)}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _flush(path: Path) -> None:

@@ -1,9 +1,12 @@
-"""InfoNCE: an image's other view is to be found among the rows.
+"""An image's other view is to be found among other images: InfoNCE (against a queue), NT-Xent (against the batch).
 
 Imports tinyseed.shapes and the look-up beside it (similarity.py).
 """
 
+import math
+
 import torch
+from torch.nn.functional import cross_entropy
 
 from tinyseed.objectives.similarity import (
     check_inputs,
@@ -45,3 +48,49 @@ def info_nce(queries: Embeddings, positives: Embeddings, rows: Rows, *, temperat
         view = with_own_row(soft_lookup(scaled, rows), scaled, own)
         gradient = view.offset / (temperature * len(own))
     return with_gradient(queries, view.excess.mean(), gradient)
+
+
+def nt_xent(
+    first: Embeddings,
+    second: Embeddings,
+    everything: Rows | None = None,
+    *,
+    offset: int = 0,
+    temperature: float = 0.1,
+) -> Scalar:
+    """SimCLR's loss: each of 2n views is to find the other view of its image among all 2N − 1 other views.
+
+    Mean over the 2n anchors of −log softmax(anchor · others / τ) at the other view of the same image. Gradients flow
+    to the anchors and to `everything`. If each process calls it on its part, with an `everything` whose gradient
+    flows back to all of them, the mean of their losses is the loss of the whole batch, and so is its gradient.
+
+    Args:
+        first: [n, d], unit rows, a view of each image.
+        second: [n, d], unit rows, the other view of each image.
+        everything: [k, d], the views of all processes, in which `first` and then `second` stand from row `offset` on;
+            by default these two alone.
+        offset: where the own views begin.
+        temperature: τ > 0.
+
+    Returns:
+        Nats; computed in float64 where an input is float64, else in float32, also under autocast. A single image has
+        nothing to be told from: 0. The [2n, k] scores are held in memory.
+
+    Raises:
+        ValueError: a temperature that is not above 0, shapes that do not fit, or own views outside of `everything`.
+
+    Source: Chen et al., SimCLR, ICML 2020 (arXiv 2002.05709), equation 1 and algorithm 1.
+    """
+    check_temperature("temperature", temperature)
+    images = len(first)
+    own = torch.cat([first, second])
+    everything = own if everything is None else everything
+    check_inputs("first", first=first, second=second, rows=everything)
+    if not 0 <= offset <= len(everything) - len(own):
+        raise ValueError(f"offset: {offset}: give a place for {len(own)} of {len(everything)} rows")
+    with torch.autocast(first.device.type, enabled=False):
+        dtype = common_dtype(own, everything)
+        scores = own.to(dtype) @ everything.to(dtype).T / temperature
+        scores.diagonal(offset).fill_(-math.inf)  # a view is no other view of itself
+        partner = torch.arange(2 * images, device=first.device).roll(images) + offset
+        return cross_entropy(scores, partner)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tinyseed.report.charts import Format, Point, Role, Series, percent, plain, smooth
-from tinyseed.report.files import Record, RunFiles, series
+from tinyseed.report.files import Record, RunFiles, number, series
 from tinyseed.report.verdict import Outcome
 
 SMOOTHED_FROM = 60
@@ -26,9 +26,12 @@ class Curves:
 def curves(files: RunFiles, found: Outcome) -> Iterator[Curves]:
     """The charts in their order on the page; one without points is left out by who draws it."""
     trained = found.name.removeprefix("The ")
+    # SwAV's queue helps to make the codes; what its loss compares does not grow with it.
+    queued = number(files.config, "queue_size") and files.config.get("command") != "pretrain swav"
+    fills = "It rises while the queue fills, and" if queued else "It"
     yield Curves(
         "Loss",
-        "It rises while the queue fills, and does not tell whether the features are good.",
+        f"{fills} does not tell whether the features are good.",
         _smoothed("loss", series(files.steps, "loss")),
         "loss",
         from_zero=False,
@@ -65,8 +68,12 @@ def curves(files: RunFiles, found: Outcome) -> Iterator[Curves]:
 
 def _course(files: RunFiles) -> Iterator[Curves]:
     """How the run went as a piece of work."""
+    falls = "tenfold down twice" if files.config.get("schedule") == "step" else "cosine"
     yield Curves(
-        "Learning rate", "Warm-up, then cosine.", (Series("lr", series(files.steps, "lr")),), "learning rate"
+        "Learning rate",
+        f"Warm-up, then {falls}.",
+        (Series("lr", series(files.steps, "lr")),),
+        "learning rate",
     )
     yield Curves(
         "Images a second",

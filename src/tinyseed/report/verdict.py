@@ -218,12 +218,13 @@ def warnings(files: RunFiles, found: Outcome) -> Iterator[str]:
         teacher = "" if found.rank_teacher is None else f" (the teacher's: {found.rank_teacher:.1f})"
         yield (
             f"The effective rank of the features is {found.rank:.1f}{teacher}: the model has collapsed. "
-            "A lower --lr, a larger --queue-size or another temperature may help; do not use this model."
+            f"{_against_collapse(files.config)} may help; do not use this model."
         )
     if found.knn is not None and found.knn_before is not None and found.knn < found.knn_before:
+        asked = "Is the teacher good on these images? " if found.name == "The student" else ""
         yield (
             f"k-NN accuracy is {found.knn_before - found.knn:.1f} points below that of the untrained network. "
-            "Is the teacher good on these images? Is --lr too high? Did the run last long enough?"
+            f"{asked}Is --lr too high? Did the run last long enough?"
         )
     if found.data_wait is not None and found.data_wait > LONGEST_WAIT:
         yield (
@@ -235,6 +236,20 @@ def warnings(files: RunFiles, found: Outcome) -> Iterator[str]:
     images = _images(files)
     if images and found.unreadable > MOST_UNREADABLE * images:
         yield f"{percent(100 * found.unreadable / images)} of the images could not be read; they are listed below."
+
+
+def _against_collapse(config: Record) -> str:
+    """What has helped against a collapse, by method.
+
+    Source: for SwAV "Common issues" in the README of its published code.
+    """
+    match config.get("command"):
+        case "pretrain simclr":
+            return "A lower --lr, a larger --batch-size or another temperature"
+        case "pretrain swav":
+            return "A lower --epsilon, fewer --prototypes, a lower --lr or softer views"
+        case _:
+            return "A lower --lr, a larger --queue-size or another temperature"
 
 
 def _images(files: RunFiles) -> float | None:

@@ -1,0 +1,41 @@
+"""Which images a network takes is the library's word, and a teacher's views follow it."""
+
+import pytest
+import torch
+
+from tinyseed.errors import InputError
+from tinyseed.models.backbones import library_contract
+from tinyseed.models.contract import InputContract
+from tinyseed.models.teacher import load_model, load_teacher
+
+
+def test_a_size_is_raised_to_what_the_network_takes():
+    assert InputContract(multiple=14).fitting(224) == 224
+    assert InputContract(multiple=14).fitting(225) == 238
+    assert InputContract(size=160, fixed=True).fitting(64) == 160
+    assert InputContract().fitting(63) == 63
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "wanted"),
+    [
+        ("timm", "vit_small_patch14_dinov2", (518, "bicubic", 14, False)),
+        ("timm", "vit_base_patch16_siglip_224", (224, "bicubic", 16, False)),
+        ("timm", "resnet18", (224, "bicubic", 1, False)),
+        ("timm", "beit_base_patch16_224", (224, "bicubic", 1, True)),
+        ("torchvision", "resnet18", (224, "bilinear", 1, False)),
+        ("torchvision", "vit_b_16", (224, "bilinear", 16, True)),
+    ],
+)
+def test_contracts_are_the_librarys(library, name, wanted):
+    contract = library_contract(library, name, "--teacher")
+    assert (contract.size, contract.interpolation, contract.multiple, contract.fixed) == wanted
+    assert contract.channels == 3
+
+
+def test_a_teacher_takes_the_next_multiple_of_its_patch_and_a_model_what_it_is_told():
+    teacher = load_teacher("test_vit", weights="random", image_size=40)
+    assert teacher.input.size == 48
+    assert teacher(torch.rand(2, 3, 48, 48)).shape == (2, teacher.dim)
+    with pytest.raises(InputError, match="40 px"):
+        load_model("test_vit", weights="random", image_size=40)

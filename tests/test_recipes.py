@@ -1,0 +1,140 @@
+"""Recipes: each trains for two steps, scaled down; flags win; a recipe of another method is refused."""
+
+import inspect
+import json
+import shutil
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import tinyseed
+from tinyseed import cli
+from tinyseed.api import PRETRAIN_METHODS
+from tinyseed.engine.config import DistillConfig
+from tinyseed.errors import InputError
+from tinyseed.recipes import RECIPES, settings_of
+
+SETTINGS = {"distill": DistillConfig} | {f"pretrain {name}": kind for name, kind in PRETRAIN_METHODS.items()}
+
+
+@pytest.fixture(scope="module")
+def few_photos(photos, tmp_path_factory) -> Path:
+    """Ten pictures, of which one is held out: two batches of four."""
+    folder = tmp_path_factory.mktemp("few")
+    for name in ("disc", "square"):
+        (folder / name).mkdir()
+        for number in range(5):
+            shutil.copy(photos / name / f"{number:02d}.jpg", folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_trains_for_two_steps(few_photos, tmp_path, name):
+    recipe = RECIPES[name]
+    tiny = {"recipe": name, "epochs": 1, "batch_size": 4, "image_size": 32, "warmup_epochs": "auto"}
+    tiny |= {"workers": 0, "precision": "32", "small_stem": False}
+    if "queue_size" in recipe.settings():
+        tiny["queue_size"] = 8
+    if recipe.verb == "pretrain swav":
+        tiny |= {"prototypes": 5, "small_crop_size": 8, "small_crops": 1, "queue_start_epoch": 0}
+    if recipe.verb == "distill":
+        networks = {"teacher": "resnet10t", "teacher_weights": "random", "student": "resnet10t"}
+        summary = tinyseed.distill(data=few_photos, out=tmp_path / "run", **networks, **tiny)
+    else:
+        method = recipe.verb.removeprefix("pretrain ")
+        summary = tinyseed.pretrain(
+            method, data=few_photos, backbone="resnet10t", out=tmp_path / "run", **tiny
+        )
+    assert (summary["command"], summary["steps"]) == (recipe.verb, 2)
+    told = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert told["recipe"] == name
+    taken = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in recipe.settings().items()
+    }
+    assert {key: told[key] for key in taken if key not in tiny} == {
+        key: value for key, value in taken.items() if key not in tiny
+    }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_names_fields_of_its_method_and_its_source(name):
+    recipe = RECIPES[name]
+    assert recipe.settings().keys() <= {field.name for field in fields(SETTINGS[recipe.verb])}
+    assert "Source: " in recipe.notes
+    assert "\n" not in recipe.about
+    assert inspect.getdoc(recipe.settings).startswith(recipe.about)
+
+
+def typed(capsys, *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    shown = capsys.readouterr()
+    return int(caught.value.code or 0), shown.out, shown.err
+
+
+def test_the_list_and_the_sheets(capsys):
+    code, out, _ = typed(capsys, "recipes")
+    assert code == 0
+    assert out.startswith("tinyseed recipes ")
+    assert all(name in out for name in RECIPES)
+    code, out, _ = typed(capsys, "recipes", "swav-imagenet-small")
+    assert code == 0
+    assert out.startswith(
+        "tinyseed pretrain swav --recipe swav-imagenet-small --data photos/ --backbone resnet50"
+    )
+    for line in ("  --batch-size 256", "  --queue-size 3840", "  --lr 0.6", "  --large-crop-scale 0.14 1.0"):
+        assert line in out.splitlines()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_sheets_flags_are_the_recipe(capsys, monkeypatch, name):
+    """Pasted as they are, without the recipe, they make the same settings."""
+    from tinyseed import api
+
+    made = []
+    monkeypatch.setattr(api, "run", made.append)
+    _, sheet, _ = typed(capsys, "recipes", name)
+    flags = " ".join(line.strip() for line in sheet.splitlines() if line.startswith("  --")).split()
+    command = sheet.splitlines()[0].split()[1:]
+    bare = [word for word in command if word not in ("--recipe", name)]
+    for arguments in (command, [*bare, *flags]):
+        typed(capsys, *arguments)
+    with_recipe, with_flags = ({f.name: getattr(one, f.name) for f in fields(one)} for one in made)
+    assert with_recipe.pop("recipe") == name
+    assert with_flags.pop("recipe") is None
+    assert with_recipe == with_flags
+
+
+def test_flags_win_over_a_recipe(capsys, monkeypatch):
+    from tinyseed import api
+
+    made = []
+    monkeypatch.setattr(api, "run", made.append)
+    common = ("pretrain", "simclr", "--data", "d", "--out", "o", "--backbone", "resnet18")
+    typed(capsys, *common, "--recipe=simclr-cifar", "--temperature", "0.2", "--no-small-stem")
+    (config,) = made
+    assert (config.temperature, config.small_stem, config.lr, config.batch_size) == (0.2, False, 1.0, 512)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("recipes", "nothing"), "recipe: nothing: give one of seed-imagenet, "),
+        (("recipes", "seed-cifar", "more"), "recipe: more: give one name at a time"),
+        (
+            ("pretrain", "swav", "--recipe", "simclr-cifar"),
+            "--recipe: simclr-cifar: is for tinyseed pretrain simclr; here give one of swav-imagenet, ",
+        ),
+        (("distill", "--recipe", "seed"), "--recipe: seed: give one of seed-imagenet, seed-cifar"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(capsys, arguments, told):
+    code, out, err = typed(capsys, *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"tinyseed: error: {told}")
+
+
+def test_python_refuses_the_same():
+    with pytest.raises(InputError, match="is for tinyseed pretrain simclr"):
+        settings_of("simclr-cifar", "pretrain moco-v2")
