@@ -46,7 +46,7 @@ def test_help_of_each_verb_shows_an_example_first(capsys, verb, begins):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("destill",), "verb: destill: give one of distill, pretrain, evaluate, recipes, demo"),
+        (("destill",), "verb: destill: give one of distill, pretrain, evaluate, recipes, teachers, demo"),
         (("pretrain", "byol"), "method: byol: give one of moco-v1, moco-v2, simclr, swav"),
         (("evaluate", "magic"), "evaluation: magic: give knn"),
         (("distill",), "--data: missing: give it, as in: tinyseed distill"),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tinyseed.api import distill, evaluate, load, pretrain
     from tinyseed.errors import InputError, RunError
     from tinyseed.models.encoder import Encoder
-    from tinyseed.models.teacher import Teacher, load_teacher
+    from tinyseed.models.teacher import Teacher, describe_teacher, load_teacher
     from tinyseed.objectives.contrast import info_nce
     from tinyseed.objectives.queue import Queue, auto_queue_size
     from tinyseed.objectives.seed import seed_loss
@@ -25,6 +25,7 @@ __all__ = [
     "RunError",
     "Teacher",
     "auto_queue_size",
+    "describe_teacher",
     "distill",
     "evaluate",
     "info_nce",
@@ -39,7 +40,7 @@ _HOMES = {
     "api": ("distill", "evaluate", "load", "pretrain"),
     "errors": ("InputError", "RunError"),
     "models.encoder": ("Encoder",),
-    "models.teacher": ("Teacher", "load_teacher"),
+    "models.teacher": ("Teacher", "describe_teacher", "load_teacher"),
     "objectives.contrast": ("info_nce",),
     "objectives.queue": ("Queue", "auto_queue_size"),
     "objectives.seed": ("seed_loss",),

@@ -3,6 +3,7 @@
 Exit codes: 0 done; 1 the run failed; 2 a wrong argument or input, told in one line; 130 and 143 stopped after saving.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ verbs:
   pretrain METHOD    train a network by itself: moco-v1, moco-v2, simclr or swav
   evaluate knn       is a model any good? k-NN on labelled images
   recipes            settings of published runs by name, for --recipe NAME
+  teachers FILE      what a checkpoint is, and how it is used as a teacher
 
 tinyseed VERB --help shows an example and every flag; tinyseed --version the version.
 """
@@ -37,6 +39,7 @@ EXAMPLES = {
     "pretrain": "tinyseed pretrain moco-v2 --data photos/ --backbone resnet50 --out runs/teacher",
     "evaluate": "tinyseed evaluate knn --model runs/small --train-data train/ --test-data test/",
     "recipes": "tinyseed recipes simclr-imagenet",
+    "teachers": "tinyseed teachers moco_v2_800ep_pretrain.pth.tar",
     "demo": "tinyseed demo",
 }
 
@@ -92,6 +95,8 @@ def run(arguments: Sequence[str]) -> int:  # noqa: PLR0911  (a return a verb)
             return _evaluate(rest)
         case ["recipes", *rest]:
             return _recipes(rest)
+        case ["teachers", *rest]:
+            return _teachers(rest)
         case ["demo", *rest]:
             return _demo(rest)
         case [verb, *_]:
@@ -180,6 +185,25 @@ def _evaluate(rest: Sequence[str]) -> int:
             return 0
         case [evaluation, *_]:
             raise InputError("evaluation", evaluation, "give knn")
+    raise AssertionError
+
+
+def _teachers(rest: Sequence[str]) -> int:
+    match list(rest):
+        case [] | ["-h" | "--help"]:
+            print(f"{EXAMPLES['teachers']}\n\nSays what a file, folder, URL or name is.\n")
+            print("flags: --json, --teacher-arch NAME (docs/teachers.md)")
+            return 0
+        case [spec, *flags] if not spec.startswith("-"):
+            from tinyseed.teachers import TeachersConfig, describe_teacher, table
+
+            command, about = "tinyseed teachers FILE", "Say what a file, folder, URL or model's name is."
+            config = parse(TeachersConfig, flags, command=command, example=EXAMPLES["teachers"], about=about)
+            described = describe_teacher(spec, arch=config.teacher_arch)
+            print(json.dumps(described.as_json(), indent=2) if config.json else table(described))
+            return 0
+        case [flag, *_]:
+            raise InputError(flag, "given", f"the file comes first: {EXAMPLES['teachers']} {flag}")
     raise AssertionError
 
 

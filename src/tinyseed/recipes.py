@@ -16,7 +16,7 @@ Settings = dict[str, Any]
 
 
 def seed_imagenet() -> Settings:
-    """SEED on ImageNet: ResNet-18 from a MoCo-v2 ResNet-50 reaches 60.5 % with a linear classifier.
+    """SEED on ImageNet: 200 epochs, the teacher at hand; the paper's ResNet-18 learned from a MoCo-v2 ResNet-50.
 
     Source: Fang et al., SEED, ICLR 2021 (arXiv 2101.04731), section 4.1 and table 1.
     """

@@ -1,4 +1,5 @@
 import argparse
+import fractions
 import os
 import pickle
 
@@ -51,7 +52,8 @@ def test_safetensors_round_trip_with_metadata(tmp_path):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ({"args": argparse.Namespace(a=1)}, "holds more than tensors (argparse.Namespace)"),
+        ({"args": fractions.Fraction(1, 2)}, "holds more than tensors (fractions.Fraction)"),
+        ({"args": argparse.Namespace(a=1)}, "is no state dict: 'args' is a Namespace, no tensor"),
         (nn.Linear(2, 2), "holds more than tensors (torch.nn.modules.linear.Linear)"),
         ([1, 2], "holds a list where a state dict is needed"),
         ({}, "holds a dict where a state dict is needed"),

@@ -1,18 +1,15 @@
-"""Where indexes are kept between runs, and how they are written. Imports tinyseed.errors.
+"""Where indexes are kept between runs, and how they are written. Imports errors and places.
 
 An entry is one file that appears whole (written beside, then renamed); a damaged one counts as absent.
 """
 
-import atexit
 import errno
 import json
 import os
-import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +19,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from tinyseed.errors import RunError
+from tinyseed.places import cache_folder
+
+__all__ = ["Stored", "cache_folder", "digest", "read_arrays", "replacing", "write_arrays"]
 
 Array = NDArray[np.uint8] | NDArray[np.int64]
 
@@ -33,33 +33,6 @@ class Stored(NamedTuple):
 
     arrays: Mapping[str, NDArray[Any]]
     texts: Mapping[str, str]
-
-
-def cache_folder() -> Path:
-    """The folder for indexes: $TINYSEED_CACHE, else $XDG_CACHE_HOME/tinyseed, else ~/.cache/tinyseed.
-
-    Where that cannot be written, a temporary folder that lasts as long as the process.
-    """
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    own = Path(base) / "tinyseed" if Path(base).is_absolute() else Path("~/.cache/tinyseed")
-    try:
-        folder = Path(os.environ.get("TINYSEED_CACHE") or own).expanduser().absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # RuntimeError: no home folder
-        return _temporary_folder(os.getpid())
-    return folder if os.access(folder, os.W_OK | os.X_OK) else _temporary_folder(os.getpid())
-
-
-@cache
-def _temporary_folder(process: int) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="tinyseed-"))
-
-    def remove() -> None:
-        if os.getpid() == process:  # a forked child must not take the folder from its parent
-            shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(remove)
-    return folder
 
 
 def digest(*parts: object) -> str:

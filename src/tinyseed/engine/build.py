@@ -163,6 +163,8 @@ def build_teacher(config: RunConfig) -> Teacher | None:
             teacher = load_teacher(
                 config.teacher,
                 weights=config.teacher_weights,
+                arch=config.teacher_arch,
+                output=config.teacher_output,
                 small_stem=config.small_stem and config.teacher_weights == "random",
                 image_size=config.image_size if size == "auto" else size,
                 seed=config.seed,

@@ -84,11 +84,15 @@ class DistillConfig(SeedConfig, TrainConfig):
     """`tinyseed distill`: a student learns from a frozen teacher."""
 
     teacher: str
-    """Frozen network to learn from: a run folder, an exported file, or a model's name (timm's, or torchvision/NAME)."""
+    """Frozen network to learn from: a run folder, a checkpoint file its URL, or a model's name (docs/teachers.md)."""
     student: str
     """Network to train: a model's name (timm's, or torchvision/NAME)."""
     teacher_weights: str | None = None
-    """Weights of a teacher that is given by name: a file, or `random` for controls."""
+    """Weights of a teacher that is given by name: a file or its URL, or `random` for controls."""
+    teacher_arch: str | None = None
+    """Network of a teacher's checkpoint file that does not say what it is: a model's name."""
+    teacher_output: Literal["auto", "head", "trunk"] = "auto"
+    """What the student learns: the embedding after the teacher's head, or trunk features; auto: the head, if any."""
     teacher_image_size: int | Literal["auto"] = "auto"
     """Side of the views in pixels that the teacher sees; auto: `--image-size`, or the next size that it can take."""
     teacher_bands: tuple[int, ...] = ()
@@ -143,7 +147,7 @@ RunConfig = DistillConfig | PretrainMoCoConfig | PretrainSimCLRConfig | Pretrain
 
 HARMLESS = frozenset(
     {"resume", "workers", "devices", "checkpoint_minutes", "log_every", "data", "val_data", "out", "teacher"}
-    | {"teacher_weights", "validation_images", "evaluate_every", "recipe"}
+    | {"teacher_weights", "teacher_arch", "validation_images", "evaluate_every", "recipe"}
 )
 """Settings in which a resumed run may differ from its beginning (moved folders are told apart by their contents)."""
 

@@ -31,7 +31,9 @@ class KnnConfig:
     """`tinyseed evaluate knn`: labelled images, a model, and how many neighbours vote."""
 
     model: str
-    """A run folder, an exported file, a backbone's name (its library's weights), or random:NAME."""
+    """A run folder, a checkpoint file or its URL, a backbone's name (docs/teachers.md), or random:NAME."""
+    model_arch: str | None = None
+    """Network of a checkpoint file that does not say what it is: a model's name."""
     train_data: tuple[str, ...]
     """Labelled images whose classes vote."""
     test_data: tuple[str, ...]
@@ -90,7 +92,8 @@ def run_knn(config: KnnConfig) -> KnnReport:
             raise InputError(
                 flag, " ".join(given), "has no labels; give sub-folders named by class, or a label column"
             )
-    encoder = load_model(config.model, image_size=None if config.image_size == "auto" else config.image_size)
+    wanted = None if config.image_size == "auto" else config.image_size
+    encoder = load_model(config.model, arch=config.model_arch, image_size=wanted)
     size = encoder.input.size if config.image_size == "auto" else config.image_size
     banks = [
         embed_photos(encoder, source, size, train.classes, limit=config.limit, workers=config.workers)

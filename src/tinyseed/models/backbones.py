@@ -1,31 +1,50 @@
-"""Trunks by name, from timm and torchvision. Imports channels, contract and weights of this room, errors and shapes.
+"""Trunks by name, from timm, torchvision and this room. Imports files of this room, errors and shapes.
 
-A name is timm's (`resnet18`, `resnet18.a1_in1k`, `timm/resnet18`) or torchvision's (`torchvision/resnet18`).
+A name is timm's (`resnet18`, `resnet18.a1_in1k`, `timm/resnet18`), torchvision's (`torchvision/resnet18`), or that
+of a network that public checkpoints have and no library (`swav/resnet50w2`, `seed/mobilenetv3_large`).
 The network in a `Backbone` is the library's own without its classifier; its state dict loads there unchanged.
 """
 
 import contextlib
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tinyseed.errors import InputError
+from tinyseed.models.authors import fit_published
 from tinyseed.models.channels import first_convolution_takes
 from tinyseed.models.contract import InputContract
+from tinyseed.models.names import Library, find_model, import_timm, is_model_name
+from tinyseed.models.seed_mobilenet import SeedMobileNet
 from tinyseed.models.torchvision_ops import ensure_torchvision
-from tinyseed.models.weights import first_line, fit_weights, read_weights
+from tinyseed.models.weights import StateDict, first_line, fit_weights, read_weights
+from tinyseed.models.wide_resnet import WIDTHS, WideResNet
 from tinyseed.shapes import Features, Images, Interpolation
 
-Library = Literal["timm", "torchvision"]
+__all__ = [
+    "Backbone",
+    "Build",
+    "Library",
+    "Trunk",
+    "as_backbone",
+    "build_backbone",
+    "create",
+    "create_timm",
+    "create_torchvision",
+    "find_model",
+    "fit_backbone",
+    "import_timm",
+    "is_model_name",
+    "library_contract",
+    "probe_width",
+    "seeded",
+]
 
-# Auxiliary heads that give several outputs in training, and weights that need more than their tensors to be loaded
-# (MNASNet's version number). timm's models of these kinds have neither.
-_NOT_TAKEN = ("googlenet", "inception_v3", "mnasnet")
+_SWAV_STD = (0.228, 0.224, 0.225)  # as its code has it; ImageNet's red is 0.229
 
 
 @dataclass(frozen=True)
@@ -33,7 +52,7 @@ class Build:
     """All that is needed to build the same network again.
 
     Attributes:
-        name: `resnet18` for timm's, `torchvision/resnet18` for torchvision's.
+        name: `resnet18` for timm's, `torchvision/resnet18` for torchvision's, `swav/resnet50w2` for SwAV's.
         built_size: image size that the library was given; None where it was not asked for one.
         channels: of its images.
     """
@@ -102,78 +121,61 @@ def build_backbone(
     Raises:
         InputError: an unknown name, a size or stem that the network cannot have, weights that do not fit.
     """
-    file = None if weights in (None, "random") else Path(str(weights)).expanduser()
-    weights_field = f"{field}-weights"
+    if weights not in (None, "random"):
+        file = Path(str(weights)).expanduser()
+        state = read_weights(file, f"{field}-weights")
+        return fit_backbone(
+            name,
+            state,
+            source=file,
+            small_stem=small_stem,
+            image_size=image_size,
+            round_size=round_size,
+            channels=channels,
+            field=field,
+            weights_field=f"{field}-weights",
+        )
     library, plain = find_model(name, field)
-    state = None if file is None else read_weights(file, weights_field)
     if round_size and image_size is not None:
         image_size = library_contract(library, plain, field).fitting(image_size)
-    # A file's position embeddings are of the library's own size; networks with dynamic ones then take others.
-    built_size = image_size if file is None else None
-    with seeded(0 if file is not None else seed):
-        trunk = _create(library, plain, built_size, field, channels)
+    with seeded(seed):
+        trunk = create(library, plain, image_size, field, channels)
         if small_stem:
             _shrink_stem(trunk.network, name)
-    if state is not None:
-        fit_weights(
-            trunk.network, state, name=name, source=file, field=weights_field, left_out=trunk.classifiers
-        )
     return as_backbone(trunk, library, plain, small_stem=small_stem, image_size=image_size, field=field)
 
 
-def find_model(name: str, field: str) -> tuple[Library, str]:
-    """Which library has a model, and its name there.
+def fit_backbone(
+    name: str,
+    state: StateDict,
+    *,
+    source: object,
+    small_stem: bool = False,
+    image_size: int | None = None,
+    round_size: bool = False,
+    channels: int = 3,
+    field: str,
+    weights_field: str,
+) -> Backbone:
+    """Build a trunk with the weights of a state dict, which may have the whole network's classifier.
+
+    `state` holds tensors named as in the model's library or, for timm's, as its authors published them; `source` says
+    where they came from, and `weights_field` which flag gave them, for errors. The rest is as in `build_backbone`.
 
     Raises:
-        InputError: none has; the closest names are offered.
+        InputError: as `build_backbone`.
     """
-    if is_model_name(name):
-        library, _, plain = name.rpartition("/")
-        return "torchvision" if library == "torchvision" else "timm", plain
-    close = difflib.get_close_matches(name.removeprefix("timm/"), _candidates(name), n=3, cutoff=0.5)
-    offered = (
-        f"did you mean {' or '.join(close)}?" if close else "give a model of timm's, or torchvision/NAME"
-    )
-    raise InputError(field, name, f"unknown model; {offered}")
-
-
-def is_model_name(name: str) -> bool:
-    """Whether timm or torchvision has a model of this name."""
-    library, _, plain = name.rpartition("/")
-    if library == "torchvision":
-        return plain in _torchvision_names()
-    if library not in ("", "timm"):
-        return False
-    timm = import_timm()
-    architecture = plain.partition(".")[0]
-    known = architecture in timm.list_models()
-    return known and (plain == architecture or plain in timm.list_pretrained())
-
-
-def _candidates(name: str) -> list[str]:
-    """Names that a mistyped one could have meant."""
-    timm = import_timm()
-    if name.startswith("torchvision/"):
-        return [f"torchvision/{known}" for known in _torchvision_names()]
-    architecture = name.removeprefix("timm/").partition(".")[0]
-    if timm.is_model(architecture):
-        return timm.list_pretrained(f"{architecture}.*")
-    return [*timm.list_models(), *(f"torchvision/{known}" for known in _torchvision_names())]
-
-
-def import_timm() -> Any:  # noqa: ANN401  (a module)
-    """The timm module; its import takes seconds, so it waits until it is needed."""
-    ensure_torchvision()
-    import timm
-
-    return timm
-
-
-def _torchvision_names() -> list[str]:
-    ensure_torchvision()
-    from torchvision import models
-
-    return [name for name in models.list_models(module=models) if not name.startswith(_NOT_TAKEN)]
+    library, plain = find_model(name, field)
+    # Position embeddings are of the library's own size; networks with dynamic ones then take others.
+    with seeded(0):
+        trunk = create(library, plain, None, field, channels)
+        if small_stem:
+            _shrink_stem(trunk.network, name)
+    if round_size and image_size is not None:
+        image_size = trunk.contract.fitting(image_size)
+    fit = fit_published if library == "timm" else fit_weights
+    fit(trunk.network, state, name=name, source=source, field=weights_field, left_out=trunk.classifiers)
+    return as_backbone(trunk, library, plain, small_stem=small_stem, image_size=image_size, field=field)
 
 
 @dataclass(frozen=True)
@@ -195,20 +197,38 @@ class Trunk:
 def library_contract(library: Library, name: str, field: str) -> InputContract:
     """What images the library's own network of this name takes; no weights are drawn."""
     with torch.device("meta"):
-        return _create(library, name, None, field).contract
+        return create(library, name, None, field).contract
 
 
-def _create(library: Library, name: str, size: int | None, field: str, channels: int = 3) -> Trunk:
-    """A trunk with random weights."""
+def create(library: Library, name: str, size: int | None, field: str, channels: int = 3) -> Trunk:
+    """A trunk with random weights, for images of so many channels, initialised by its library as it is for three."""
     try:
-        if channels != 3:
-            trunk = create_with_channels(library, name, size, channels)
-            plain = replace(trunk.contract, mean=(0.0,) * channels, std=(1.0,) * channels)
-            return replace(trunk, contract=plain)
-        return create_timm(name, size) if library == "timm" else create_torchvision(name, size)
+        if channels == 3:
+            return _create(library, name, size)
+        if library == "timm":
+            trunk = create_timm(name, size, in_chans=channels)
+        else:
+            with first_convolution_takes(channels):
+                trunk = _create(library, name, size)
+        plain = replace(trunk.contract, mean=(0.0,) * channels, std=(1.0,) * channels)
+        return replace(trunk, contract=plain)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         size_told = "" if size is None else f" for {size} px"
         raise InputError(field, name, f"cannot be built{size_told} ({first_line(error)})") from error
+
+
+def _create(library: Library, name: str, size: int | None) -> Trunk:
+    match library:
+        case "timm":
+            return create_timm(name, size)
+        case "torchvision":
+            return create_torchvision(name, size)
+        case "swav":
+            return Trunk(WideResNet(WIDTHS[name]), (), InputContract(std=_SWAV_STD), None)
+        case "seed":
+            return Trunk(SeedMobileNet(), (), InputContract(), None)
+        case "transformers":
+            raise AssertionError("has no names of models")
 
 
 def create_timm(name: str, size: int | None, **settings: Any) -> Trunk:  # noqa: ANN401
@@ -260,14 +280,6 @@ def create_torchvision(name: str, size: int | None, **settings: Any) -> Trunk:  
     return Trunk(network, (_remove_classifier(network),), contract, built_size)
 
 
-def create_with_channels(library: Library, name: str, size: int | None, channels: int) -> Trunk:
-    """A network for images of so many channels, initialised by its library as it is for three."""
-    if library == "timm":
-        return create_timm(name, size, in_chans=channels)
-    with first_convolution_takes(channels):
-        return create_torchvision(name, size)
-
-
 def _channels(values: Any) -> tuple[float, ...]:  # noqa: ANN401  (the libraries hold lists or tuples)
     return tuple(float(value) for value in values)
 
@@ -302,7 +314,7 @@ def _shrink_stem(network: nn.Module, name: str) -> None:
     from timm.models.resnet import ResNet as TimmResNet
     from torchvision.models.resnet import ResNet
 
-    if not isinstance(network, TimmResNet | ResNet):
+    if not isinstance(network, TimmResNet | ResNet | WideResNet):
         raise InputError("--small-stem", name, "only ResNets of timm and torchvision have one; leave it out")
     stem, pool = network.conv1, network.maxpool
     if isinstance(stem, nn.Conv2d):

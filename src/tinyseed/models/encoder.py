@@ -16,6 +16,7 @@ from torch.nn import functional
 from tinyseed.errors import InputError
 from tinyseed.models.backbones import Backbone, build_backbone, seeded
 from tinyseed.models.contract import InputContract
+from tinyseed.models.names import OWNERS
 from tinyseed.models.weights import fit_weights, read_safetensors, write_safetensors
 from tinyseed.shapes import Embeddings, Features, Images, Interpolation
 
@@ -177,7 +178,7 @@ def _describe_backbone(backbone: Backbone, more: dict[str, str]) -> dict[str, st
         "about": f"trunk trained by tinyseed; tensor names are those of {backbone.library}",
         "backbone": backbone.name,
         "library": backbone.library,
-        "library_version": version(backbone.library),
+        "library_version": version(OWNERS.get(backbone.library, backbone.library)),
         "width": str(backbone.width),
         "small_stem": str(backbone.build.small_stem).lower(),
         "built_size": str(backbone.build.built_size or ""),

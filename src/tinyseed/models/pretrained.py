@@ -31,11 +31,14 @@ def build_pretrained(
         InputError: an unknown name, no such weights, or neither cached nor in reach.
     """
     library, plain = find_model(name, field)
+    if library not in ("timm", "torchvision"):
+        published = "its weights are in its authors' checkpoints: give such a file in place of the name"
+        raise InputError(field, name, f"has no weights of its own; {published}, or random:{name}")
     remedy = "give a run folder, an exported file, or random:NAME"
     if field == "--teacher":
         remedy = "give its weights as a file, or random ones: --teacher-weights FILE|random"
     try:
-        with _impatient_sockets(), seeded(0):
+        with impatient_sockets(), seeded(0):
             if library == "timm":
                 trunk = _fetch_timm(plain, image_size, field, remedy)
             else:
@@ -62,7 +65,7 @@ def _fetch_timm(name: str, size: int | None, field: str, remedy: str) -> Trunk:
     if cached is not None:
         return create_timm(name, size, pretrained=True, pretrained_cfg_overlay={"file": cached})
     if config.hf_hub_id:
-        _reach_hub()
+        reach_hub()
     return create_timm(name, size, pretrained=True)
 
 
@@ -78,8 +81,8 @@ def _cached_on_hub(config: Any) -> str | None:  # noqa: ANN401  (timm's Pretrain
     return next((path for path in found if isinstance(path, str)), None)
 
 
-def _reach_hub() -> None:
-    """One request; any answer will do."""
+def reach_hub() -> None:
+    """Ask the hub for anything; whatever it answers, there is a network."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
@@ -87,7 +90,7 @@ def _reach_hub() -> None:
 
 
 @contextlib.contextmanager
-def _impatient_sockets() -> Iterator[None]:
+def impatient_sockets() -> Iterator[None]:
     """torch.hub sets no time limit of its own: a server that stays silent would be waited for without end."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_PATIENCE)

@@ -3,10 +3,12 @@
 A weights file is a state dict of a backbone's own library: .safetensors, or .pth, .pt written by torch.save.
 """
 
+import argparse
 import contextlib
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
@@ -33,15 +35,21 @@ def read_weights(path: Path, field: str) -> StateDict:
     Raises:
         InputError: the file is missing, broken, holds more than tensors, or no state dict.
     """
-    if not path.is_file():
-        raise InputError(field, path, "no such file")
-    if path.suffix == ".safetensors":
-        state, _ = read_safetensors(path, field)
-    else:
-        state = _state_dict(_unpickle(path, field), path, field)
+    state = _state_dict(read_content(path, field), path, field)
     if state and all(name.startswith(_PARALLEL) for name in state):
         return {name.removeprefix(_PARALLEL): value for name, value in state.items()}
     return state
+
+
+def read_content(path: Path, field: str) -> object:
+    """All that a file holds, on the CPU: the tensors of a .safetensors file by name, or what torch.save was given.
+
+    Raises:
+        InputError: the file is missing, broken, or only running its code could load it.
+    """
+    if not path.is_file():
+        raise InputError(field, path, "no such file")
+    return read_safetensors(path, field)[0] if path.suffix == ".safetensors" else _unpickle(path, field)
 
 
 def read_safetensors(path: Path, field: str) -> tuple[StateDict, dict[str, str]]:
@@ -59,14 +67,27 @@ def read_safetensors(path: Path, field: str) -> tuple[StateDict, dict[str, str]]
 
 def _unpickle(path: Path, field: str) -> object:
     try:
-        with warnings.catch_warnings(action="ignore"):  # of the pickle's version; errors tell more
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # Warnings are of the pickle's version; errors tell more. A Namespace (DINO's and DeiT's `args`) is plain
+        # data: the restricted unpickler makes an empty one and fills its attributes.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            torch.serialization.safe_globals([argparse.Namespace]),
+        ):
+            # Mapped, so that of a big file only what is used comes into memory; the old format cannot be.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a broken file can raise nearly anything
         raise InputError(field, path, _why_unreadable(path, error)) from error
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
-    needed = re.search(r"(?:GLOBAL|global:?|class) `?([\w.]+\.[\w.]+)`? was not an allowed", str(error))
+    if "TorchScript" in str(error):
+        return (
+            "is a TorchScript archive, which is code; "
+            "save its weights: torch.save(torch.jit.load(FILE).state_dict(), OUT)"
+        )
+    needed = re.search(
+        r"(?:GLOBAL|global:?|class) `?([\w.]+\.[\w.]+)`? (?:was not an allowed|whose module)", str(error)
+    )
     if needed is None and "Weights only load failed" not in str(error):
         return f"is no readable weights file ({first_line(error)}); fetch or save it again"
     what = f" ({needed.group(1)})" if needed else ""
@@ -116,22 +137,36 @@ def fit_weights(
     wanted = network.state_dict()
     prefixes = tuple(f"{module}." for module in left_out)
     given = {key: value for key, value in state.items() if key in wanted or not key.startswith(prefixes)}
-    missing = [key for key in wanted if key not in given and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in given if key not in wanted]
-    misshaped = [
-        f"{key} {list(given[key].shape)} instead of {list(wanted[key].shape)}"
-        for key in wanted
-        if key in given and given[key].shape != wanted[key].shape
-    ]
-    groups = {"missing": missing, "unexpected": unexpected, "mis-shaped": misshaped}
-    problems = [f"{len(keys)} {what} ({_few(keys)})" for what, keys in groups.items() if keys]
+    problems = told(misfits(wanted, given))
     if problems:
-        raise InputError(field, source, f"does not fit {name}, nothing was loaded: {'; '.join(problems)}")
+        raise InputError(field, source, f"does not fit {name}, nothing was loaded: {problems}")
     wanted.update(given)
     network.load_state_dict(wanted, strict=True)
 
 
-def _few(keys: Collection[str]) -> str:
+def misfits(wanted: StateDict, given: StateDict) -> dict[str, list[str]]:
+    """What keeps tensors from fitting, by "missing", "unexpected" and "mis-shaped"; all empty where they fit.
+
+    Batch norm's counters may be missing, as in old files; torch allows it, too.
+    """
+    return {
+        "missing": [key for key in wanted if key not in given and not key.endswith("num_batches_tracked")],
+        "unexpected": [key for key in given if key not in wanted],
+        "mis-shaped": [
+            f"{key} {list(given[key].shape)} instead of {list(wanted[key].shape)}"
+            for key in wanted
+            if key in given and given[key].shape != wanted[key].shape
+        ],
+    }
+
+
+def told(groups: dict[str, list[str]]) -> str:
+    """Misfits in one line; empty where there are none."""
+    return "; ".join(f"{len(keys)} {what} ({few(keys)})" for what, keys in groups.items() if keys)
+
+
+def few(keys: Collection[str]) -> str:
+    """The first few names of a list."""
     listed = ", ".join(list(keys)[:_LISTED])
     return listed if len(keys) <= _LISTED else f"{listed}, …"
 

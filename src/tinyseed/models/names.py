@@ -1,0 +1,93 @@
+"""Which models there are, by name. Imports torchvision_ops, wide_resnet and errors.
+
+A name is timm's (`resnet18`, `resnet18.a1_in1k`, `timm/resnet18`), torchvision's (`torchvision/resnet18`), or that
+of a network of this room (`swav/resnet50w2`, `seed/mobilenetv3_large`).
+"""
+
+import difflib
+from typing import Any, Literal, get_args
+
+from tinyseed.errors import InputError
+from tinyseed.models.torchvision_ops import ensure_torchvision
+from tinyseed.models.wide_resnet import WIDTHS
+
+Library = Literal["timm", "torchvision", "swav", "seed", "transformers"]
+"""Where a network is from; those of transformers are no students, so no name has it as its first part."""
+_LIBRARIES: dict[str, Library] = {library: library for library in get_args(Library)}
+
+_OWN = {"swav": tuple(WIDTHS), "seed": ("mobilenetv3_large",)}
+"""Networks of this room by library."""
+OWNERS = dict.fromkeys(_OWN, "tinyseed")
+"""Packages whose version is a library's, where it is not one of that name."""
+
+# Auxiliary heads that give several outputs in training, and weights that need more than their tensors to be loaded
+# (MNASNet's version number). timm's models of these kinds have neither.
+_NOT_TAKEN = ("googlenet", "inception_v3", "mnasnet")
+
+
+def find_model(name: str, field: str) -> tuple[Library, str]:
+    """Which library has a model, and its name there.
+
+    Raises:
+        InputError: none has; the closest names are offered.
+    """
+    if is_model_name(name):
+        library, _, plain = name.rpartition("/")
+        return _LIBRARIES.get(library, "timm"), plain
+    close = difflib.get_close_matches(name.removeprefix("timm/"), _candidates(name), n=3, cutoff=0.5)
+    offered = (
+        f"did you mean {' or '.join(close)}?"
+        if close
+        else "give a model of timm's, or torchvision/NAME, swav/NAME, seed/NAME"
+    )
+    raise InputError(field, name, f"unknown model; {offered}")
+
+
+def is_model_name(name: str) -> bool:
+    """Whether a library has a model of this name."""
+    library, _, plain = name.rpartition("/")
+    if library in _OWN:
+        return plain in _OWN[library]
+    if library == "torchvision":
+        return plain in torchvision_names()
+    if library not in ("", "timm"):
+        return False
+    timm = import_timm()
+    architecture = plain.partition(".")[0]
+    known = architecture in timm.list_models()
+    return known and (plain == architecture or plain in timm.list_pretrained())
+
+
+def _candidates(name: str) -> list[str]:
+    """Names that a mistyped one could have meant."""
+    timm = import_timm()
+    library = name.partition("/")[0]
+    others = other_names()
+    if library in ("torchvision", *_OWN):
+        return [known for known in others if known.startswith(f"{library}/")]
+    architecture = name.removeprefix("timm/").partition(".")[0]
+    if timm.is_model(architecture):
+        return timm.list_pretrained(f"{architecture}.*")
+    return [*timm.list_models(), *others]
+
+
+def import_timm() -> Any:  # noqa: ANN401  (a module)
+    """The timm module; its import takes seconds, so it waits until it is needed."""
+    ensure_torchvision()
+    import timm
+
+    return timm
+
+
+def other_names() -> list[str]:
+    """All models but timm's: `torchvision/…`, `swav/…`, `seed/…`."""
+    libraries = {"torchvision": torchvision_names(), **_OWN}
+    return [f"{library}/{known}" for library, models in libraries.items() for known in models]
+
+
+def torchvision_names() -> list[str]:
+    """Torchvision's models for classification, as far as they can be trunks."""
+    ensure_torchvision()
+    from torchvision import models
+
+    return [name for name in models.list_models(module=models) if not name.startswith(_NOT_TAKEN)]

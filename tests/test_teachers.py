@@ -1,0 +1,125 @@
+"""`tinyseed teachers FILE`, and distillation from a public checkpoint, as they are typed."""
+
+import json
+
+import pytest
+import torch
+from torchvision import models
+
+from tinyseed.cli import main
+
+
+@pytest.fixture(scope="module")
+def moco(tmp_path_factory):
+    """A MoCo-v2 checkpoint of a ResNet-18 with random weights."""
+    torch.manual_seed(0)
+    network = models.resnet18()
+    network.fc = torch.nn.Sequential(torch.nn.Linear(512, 512), torch.nn.ReLU(), torch.nn.Linear(512, 24))
+    state = {"module.queue": torch.zeros(24, 8), "module.queue_ptr": torch.zeros(1, dtype=torch.int64)}
+    for encoder in ("encoder_q", "encoder_k"):
+        state |= {f"module.{encoder}.{name}": value for name, value in network.state_dict().items()}
+    path = tmp_path_factory.mktemp("moco") / "moco_v2_like.pth.tar"
+    torch.save({"epoch": 200, "arch": "resnet18", "state_dict": state, "optimizer": {"state": {}}}, path)
+    return path
+
+
+def typed(capsys, *arguments):
+    with pytest.raises(SystemExit) as exited:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return exited.value.code, captured.out, captured.err
+
+
+def test_a_file_is_described(capsys, moco):
+    code, out, err = typed(capsys, "teachers", moco)
+    assert (code, err) == (0, "")
+    for line in (
+        "method       MoCo v2",
+        "architecture torchvision/resnet18",
+        "trunk        512 features",
+        "head         mlp, to 24",
+        "epochs       200",
+        "images       224 px, bilinear",
+        "used         trunk 120, head 4 (tensors)",
+        "unused       queue 1, queue_ptr 1, encoder_k 124 (tensors)",
+    ):
+        assert f"  {line}\n" in out
+
+
+def test_json_says_the_same(capsys, moco):
+    code, out, _ = typed(capsys, "teachers", moco, "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert (told["method"], told["dim"], told["epochs"], told["size"]) == (
+        "MoCo v2",
+        24,
+        200,
+        moco.stat().st_size,
+    )
+    assert told["input"]["std"] == [0.229, 0.224, 0.225]
+    assert told["unused"] == {"queue": 1, "queue_ptr": 1, "encoder_k": 124}
+
+
+def test_names_are_described(capsys):
+    code, out, _ = typed(capsys, "teachers", "resnet10t")
+    assert code == 0
+    assert "architecture resnet10t" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["gone.pth"], "FILE: gone.pth: no such file or folder"),
+        (["resnet81"], "FILE: resnet81: unknown model; did you mean"),
+        (["--json"], "--json: given: the file comes first"),
+        (["FILE", "--jason"], "--jason: given: no such flag; did you mean --json?"),
+        (["FILE", "--teacher-arch", "resnet10t"], "does not fit resnet10t, nothing was loaded"),
+    ],
+)
+def test_mistakes_exit_with_2_and_one_line(capsys, moco, arguments, told):
+    arguments = [moco if each == "FILE" else each for each in arguments]
+    code, out, err = typed(capsys, "teachers", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("tinyseed: error: ")
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_a_public_checkpoint_teaches(capsys, moco, photos, tmp_path):
+    out = tmp_path / "run"
+    code, _, err = typed(
+        capsys, "distill", "--data", photos, "--teacher", moco, "--student", "resnet10t", "--out", out,
+        "--epochs", 1, "--batch-size", 24, "--image-size", 32, "--queue-size", 32,
+        "--workers", 0, "--precision", 32, "--devices", 1,
+    )  # fmt: skip
+    assert code == 0, err
+    teacher = json.loads((out / "lineage.json").read_text())["teacher"]
+    assert (teacher["given"], teacher["dim"]) == (str(moco), 24)
+    assert json.loads((out / "config.json").read_text())["teacher_output"] == "auto"
+    steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["step"] for line in steps) == 2
+
+
+def test_a_public_checkpoint_is_evaluated(capsys, moco, photos):
+    code, out, err = typed(capsys, "evaluate", "knn", "--model", moco, "--train-data", photos, "--test-data", photos,
+                           "--image-size", 32, "--k", 3)  # fmt: skip
+    assert code == 0, err
+    assert "60 test images against 60" in out
+
+
+def test_what_it_teaches_is_chosen(capsys, moco, photos, tmp_path):
+    common = [
+        "distill",
+        "--data",
+        photos,
+        "--student",
+        "resnet10t",
+        "--out",
+        tmp_path / "run",
+        "--image-size",
+        32,
+    ]
+    code, _, err = typed(capsys, *common, "--batch-size", 24, "--teacher", "resnet10t", "--teacher-weights", "random",
+                         "--teacher-output", "head", "--devices", 1, "--workers", 0)  # fmt: skip
+    assert code == 2
+    assert "--teacher-output: head: resnet10t has no head" in err
