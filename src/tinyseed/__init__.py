@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from tinyseed.errors import InputError, RunError
     from tinyseed.models.encoder import Encoder
     from tinyseed.models.teacher import Teacher, load_teacher
-    from tinyseed.objectives.contrast import info_nce
+    from tinyseed.objectives.cluster import sinkhorn, swav_loss
+    from tinyseed.objectives.contrast import info_nce, nt_xent
     from tinyseed.objectives.queue import Queue, auto_queue_size
     from tinyseed.objectives.seed import seed_loss
     from tinyseed.objectives.similarity import soft_lookup
@@ -30,9 +31,12 @@ __all__ = [
     "info_nce",
     "load",
     "load_teacher",
+    "nt_xent",
     "pretrain",
     "seed_loss",
+    "sinkhorn",
     "soft_lookup",
+    "swav_loss",
 ]
 
 _HOMES = {
@@ -40,7 +44,8 @@ _HOMES = {
     "errors": ("InputError", "RunError"),
     "models.encoder": ("Encoder",),
     "models.teacher": ("Teacher", "load_teacher"),
-    "objectives.contrast": ("info_nce",),
+    "objectives.cluster": ("sinkhorn", "swav_loss"),
+    "objectives.contrast": ("info_nce", "nt_xent"),
     "objectives.queue": ("Queue", "auto_queue_size"),
     "objectives.seed": ("seed_loss",),
     "objectives.similarity": ("soft_lookup",),
