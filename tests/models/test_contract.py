@@ -24,6 +24,7 @@ def test_a_size_is_raised_to_what_the_network_takes():
         ("timm", "resnet18", (224, "bicubic", 1, False)),
         ("timm", "beit_base_patch16_224", (224, "bicubic", 1, True)),
         ("torchvision", "resnet18", (224, "bilinear", 1, False)),
+        ("torchvision", "regnet_x_400mf", (224, "bilinear", 1, False)),
         ("torchvision", "vit_b_16", (224, "bilinear", 16, True)),
     ],
 )

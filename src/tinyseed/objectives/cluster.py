@@ -52,7 +52,7 @@ def sinkhorn(
         ValueError: an ε that is not above 0, or fewer than 0 iterations.
 
     Source: Cuturi, NeurIPS 2013 (arXiv 1306.0895); Caron et al., SwAV, NeurIPS 2020 (arXiv 2006.09882), equation 3.
-    Differs: SwAV's code exponentiates first, which overflows in half precision and below ε = 0.02 or so.
+    Differs: SwAV's code exponentiates first, which overflows in half precision, and in float32 below ε = 0.012.
     """
     check_temperature("epsilon", epsilon)
     if iterations < 0:
