@@ -12,14 +12,9 @@ if TYPE_CHECKING:
     from tinyseed.api import distill, evaluate, load, pretrain
     from tinyseed.errors import InputError, RunError
     from tinyseed.models.encoder import Encoder
-<<<<<<< HEAD
     from tinyseed.models.teacher import Teacher, describe_teacher, load_teacher
-    from tinyseed.objectives.contrast import info_nce
-=======
-    from tinyseed.models.teacher import Teacher, load_teacher
     from tinyseed.objectives.cluster import sinkhorn, swav_loss
     from tinyseed.objectives.contrast import info_nce, nt_xent
->>>>>>> methods
     from tinyseed.objectives.queue import Queue, auto_queue_size
     from tinyseed.objectives.seed import seed_loss
     from tinyseed.objectives.similarity import soft_lookup
@@ -49,14 +44,9 @@ _HOMES = {
     "api": ("distill", "evaluate", "load", "pretrain"),
     "errors": ("InputError", "RunError"),
     "models.encoder": ("Encoder",),
-<<<<<<< HEAD
     "models.teacher": ("Teacher", "describe_teacher", "load_teacher"),
-    "objectives.contrast": ("info_nce",),
-=======
-    "models.teacher": ("Teacher", "load_teacher"),
     "objectives.cluster": ("sinkhorn", "swav_loss"),
     "objectives.contrast": ("info_nce", "nt_xent"),
->>>>>>> methods
     "objectives.queue": ("Queue", "auto_queue_size"),
     "objectives.seed": ("seed_loss",),
     "objectives.similarity": ("soft_lookup",),

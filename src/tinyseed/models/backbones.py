@@ -199,7 +199,10 @@ def library_contract(library: Library, name: str, field: str) -> InputContract:
     try:
         with torch.device("meta"):
             return create(library, name, None, field).contract
-    except (InputError, NotImplementedError):  # torchvision's RegNets compute with their weights while they are built
+    except (
+        InputError,
+        NotImplementedError,
+    ):  # torchvision's RegNets compute with their weights while they are built
         return create(library, name, None, field).contract
 
 
