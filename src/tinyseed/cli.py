@@ -23,6 +23,7 @@ verbs:
   distill            train a small student to see as a big teacher does
   pretrain moco-v2   train a teacher by itself
   evaluate knn       is a model any good? k-NN on labelled images
+  evaluate detect    the same, by a detector trained from its weights
 
 tinyseed VERB --help shows an example and every flag; tinyseed --version the version.
 """
@@ -33,6 +34,10 @@ EXAMPLES = {
     "evaluate": "tinyseed evaluate knn --model runs/small --train-data train/ --test-data test/",
     "demo": "tinyseed demo",
 }
+
+DETECT_EXAMPLE = (
+    "tinyseed evaluate detect --model runs/small --train-data VOCdevkit/ --format voc --compare random"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -137,12 +142,35 @@ def _evaluate(rest: Sequence[str]) -> int:
             config = parse(KnnConfig, rest, command=command, example=EXAMPLES["evaluate"], about=about)
             print(table(api.run_knn(config)))
             return 0
+        case ["detect", *rest]:
+            return _evaluate_detect(rest)
         case [] | ["-h" | "--help"]:
-            print(f"{EXAMPLES['evaluate']}\n\nevaluations: knn (tinyseed evaluate knn --help)")
+            print(f"{EXAMPLES['evaluate']}\n\nevaluations: knn, detect (tinyseed evaluate knn --help)")
             return 0
         case [evaluation, *_]:
-            raise InputError("evaluation", evaluation, "give knn")
+            raise InputError("evaluation", evaluation, "give knn or detect")
     raise AssertionError
+
+
+def _evaluate_detect(rest: Sequence[str]) -> int:
+    from tinyseed import api
+    from tinyseed.engine.signals import Stopped
+    from tinyseed.evaluation.detect.config import DetectConfig
+    from tinyseed.evaluation.detect.page import table
+
+    about = "Train Faster R-CNN (or Mask R-CNN) on labelled boxes from this model's weights: how well do they transfer?"
+    config = parse(
+        DetectConfig, rest, command="tinyseed evaluate detect", example=DETECT_EXAMPLE, about=about
+    )
+    if config.export_detectron2 is not None:
+        print(api.export_detectron2(config.model, config.export_detectron2))
+        return 0
+    try:
+        print(table(api.run_detect(config)))
+    except Stopped as stopped:
+        _tell(str(stopped))
+        return stopped.exit_code
+    return 0
 
 
 def _demo(rest: Sequence[str]) -> int:
