@@ -15,6 +15,9 @@ from tinyseed.evaluation.detect.scenes import Instance, LeftOut, Scene, SceneSet
 
 Entry = dict[str, Any]
 
+_LOOKED_FOR = 20
+"""Images by which the folder is found."""
+
 
 def read_coco(
     folder: str,
@@ -131,4 +134,5 @@ def _check(entry: Entry, known: set[int], names: dict[int, str]) -> None:
 
 def _picture_folder(root: Path, split: str, images: list[Entry]) -> Path:
     places = (root / split, root / "images" / split, root / "images", root)
-    return next((place for place in places if (place / images[0]["file_name"]).is_file()), places[0])
+    names = [image["file_name"] for image in images[:_LOOKED_FOR]]
+    return next((place for place in places if any((place / name).is_file() for name in names)), places[0])

@@ -31,7 +31,7 @@ from tinyseed.evaluation.detect.score import Precision, average_precision, detec
 from tinyseed.evaluation.detect.train import REFERENCE_BATCH, Plan, Trained, run_key, schedule_steps, train
 from tinyseed.evaluation.detect.voc import read_voc
 from tinyseed.models.encoder import Encoder
-from tinyseed.models.teacher import load_model, weights_digest
+from tinyseed.models.teacher import RANDOM, load_model, weights_digest
 from tinyseed.models.weights import write_atomically
 
 Stop = Callable[[], bool]
@@ -77,6 +77,8 @@ def evaluate_detect(
     for spec, encoder in starts:  # all told before the first is trained
         build_detector(encoder, 1, masks=False, norm=config.norm, seed=0, width=1, field=_field(config, spec))
     task = _task(config, folder, Progress(quiet=quiet))
+    for line in _warnings(config):
+        task.progress.say(line)
     results, unreadable = [], 0
     for spec, encoder in starts:
         found = _run(task, spec, encoder, stop)
@@ -232,6 +234,17 @@ def _read_result(path: Path) -> tuple[DetectResult, int]:
         ) from error
 
 
+def _warnings(config: DetectConfig) -> list[str]:
+    """What makes the figures mean less than they seem to."""
+    untrained = [
+        spec for spec in (config.model, *config.compare) if spec == RANDOM_TWIN or spec.startswith(RANDOM)
+    ]
+    if config.norm == "trained" or not untrained:
+        return []
+    why = "its frozen batch norms keep the scale 0 that many libraries begin residual branches with"
+    return [f"{spec}: {why}; compare with --norm trained" for spec in untrained]
+
+
 def _report(task: _Task, results: tuple[DetectResult, ...], unreadable: int) -> DetectReport:
     config, plan = task.config, task.plan
     assert config.format is not None
@@ -246,7 +259,7 @@ def _report(task: _Task, results: tuple[DetectResult, ...], unreadable: int) -> 
         test_boxes=task.test.boxes,
         unreadable_images=unreadable,
         classes=task.train.classes,
-        left_out=tuple(told),
+        notes=(*told, *_warnings(config)),
         schedule=str(config.schedule),
         steps=plan.steps,
         batch_size=plan.batch_size,

@@ -83,7 +83,7 @@ class DetectResult:
 
 @dataclass(frozen=True)
 class DetectReport:
-    """What evaluate-detect.json holds."""
+    """What evaluate-detect.json holds; `notes` tells what was left out, and what to beware of."""
 
     model: str
     format: Format
@@ -93,7 +93,7 @@ class DetectReport:
     test_boxes: int
     unreadable_images: int
     classes: tuple[str, ...]
-    left_out: tuple[str, ...]
+    notes: tuple[str, ...]
     schedule: str
     steps: int
     batch_size: int

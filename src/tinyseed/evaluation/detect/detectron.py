@@ -81,12 +81,8 @@ def _refuse(network: Any, name: str) -> None:  # noqa: ANN401  (either library's
     stem: Any = network.conv1
     if stem.kernel_size != (7, 7) or isinstance(network.maxpool, nn.Identity):
         raise InputError(_FIELD, name, "has a small stem, which Detectron2's ResNet has not")
-    blocks = [
-        block for part in (network.layer1, network.layer2, network.layer3, network.layer4) for block in part
-    ]
-    for block in blocks:
+    for block in network.modules():
         smoothed = getattr(block, "aa", None)
-        if not isinstance(block.act1 if hasattr(block, "act1") else block.relu, nn.ReLU) or not (
-            smoothed is None or isinstance(smoothed, nn.Identity)
-        ):
+        activation = getattr(block, "act1", None) or getattr(block, "relu", None)
+        if not isinstance(smoothed, nn.Identity | None) or not isinstance(activation, nn.ReLU | None):
             raise InputError(_FIELD, name, f"{what} (it has other activations, or smooths before it strides)")

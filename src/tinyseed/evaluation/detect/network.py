@@ -39,7 +39,7 @@ def build_detector(
         norm: see `Levels`.
         seed: of the random weights; the same for each start point.
         width: channels of the pyramid.
-        autocast: precision of trunk and pyramid; the heads are float32.
+        autocast: precision of trunk, pyramid and heads; boxes and losses are float32.
         field: the flag that named the model, for errors.
 
     Raises:
@@ -60,6 +60,10 @@ def build_detector(
         kind = MaskRCNN if masks else FasterRCNN
         detector = kind(_Pyramid(levels, fpn, width, autocast), num_classes=classes + 1)
     detector.transform = _as_given(encoder)
+    heads: Any = detector.roi_heads
+    heads.box_head = _InPrecision(heads.box_head, autocast)
+    if masks:
+        heads.mask_head = _InPrecision(heads.mask_head, autocast)
     return detector
 
 
@@ -79,6 +83,19 @@ class _Pyramid(nn.Module):
         with torch.autocast(images.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             maps = self.fpn({str(place): one for place, one in enumerate(self.levels(images))})
         return {name: one.float() for name, one in maps.items()}
+
+
+class _InPrecision(nn.Module):
+    """A head that computes in a lower precision and answers in float32."""
+
+    def __init__(self, head: nn.Module, autocast: torch.dtype | None) -> None:
+        super().__init__()
+        self.head = head
+        self.autocast = autocast
+
+    def forward(self, maps: Tensor) -> Tensor:
+        with torch.autocast(maps.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            return self.head(maps).float()
 
 
 def _as_given(encoder: Encoder) -> nn.Module:

@@ -15,7 +15,7 @@ def table(report: DetectReport) -> str:
         if result.mask is not None:
             figures += [(result.mask.ap, 7), (result.mask.ap50, 5), (result.mask.ap75, 5)]
         lines.append(f"{result.start:{width}}" + "".join(f"  {value:{wide}.1f}" for value, wide in figures))
-    return "\n".join([*lines, *(f"  {line}" for line in report.left_out)])
+    return "\n".join([*lines, *(f"  {line}" for line in report.notes)])
 
 
 def _about(report: DetectReport) -> str:
@@ -27,7 +27,7 @@ def _about(report: DetectReport) -> str:
 
 
 def markdown(report: DetectReport) -> str:
-    """The figures, the loss, the classes, and what was left out."""
+    """The figures, the loss, the classes, and the notes."""
     columns = ["start", "backbone", "box AP", "AP50", "AP75"]
     columns += ["mask AP", "AP50", "AP75"] if report.masks else []
     columns += ["loss, first → last steps", "minutes"]
@@ -40,8 +40,8 @@ def markdown(report: DetectReport) -> str:
         lines.append(
             _row([name, *("not in the test images" if value is None else f"{value:.1f}" for value in values)])
         )
-    if report.left_out:
-        lines += ["", "Left out:", "", *(f"- {line}" for line in report.left_out)]
+    if report.notes:
+        lines += ["", "Notes:", "", *(f"- {line}" for line in report.notes)]
     return "\n".join(lines) + "\n"
 
 
