@@ -84,6 +84,8 @@ def evaluate(
     """
     required = {"model": str(model), "train_data": _several(train_data), "test_data": _several(test_data)}
     if evaluation == "detect":
+        if isinstance(settings.get("image_size"), int):
+            settings["image_size"] = (settings["image_size"],)
         return run_detect(DetectConfig(**required, **_settings(DetectConfig, settings)))
     if evaluation != "knn":
         raise InputError("evaluation", evaluation, "give knn or detect")

@@ -61,7 +61,7 @@ def test_what_cannot_be_used_is_dropped_and_counted(coco_json):
         content["annotations"][2]["bbox"] = [75, 5, 40, 10]
         content["images"][1]["width"] = 81
 
-    folder = coco_json(lambda content: spoil(content))
+    folder = coco_json(spoil)
     given = read_coco(str(folder), "train2017", "--train-data", masks=True)
     assert dict(given.left_out.counts) == {
         "objects dropped whose mask is empty or does not match its image": 1,

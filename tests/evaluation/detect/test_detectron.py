@@ -86,6 +86,6 @@ def test_other_networks_are_refused(tmp_path, name, told):
 def test_small_stems_and_other_file_names_are_refused(tmp_path):
     with pytest.raises(InputError, match="has a small stem"):
         export_detectron2(load_model("random:resnet18", small_stem=True), tmp_path / "r.pkl")
-    with pytest.raises(InputError, match="ends in .pkl"):
+    with pytest.raises(InputError, match=r"ends in \.pkl"):
         export_detectron2(load_model("random:resnet18"), tmp_path / "r.pth")
     assert torch.is_tensor(load_model("random:resnet18").backbone.network.conv1.weight)

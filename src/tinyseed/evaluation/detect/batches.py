@@ -54,7 +54,7 @@ class Sizes:
 class Batch:
     """Images in [0, 1], each of its own size, and their targets; `places` are their positions among the scenes."""
 
-    images: list[Float[Tensor, "3 h w"]]
+    images: list[Float[Tensor, "3 _ _"]]
     targets: list[Target]
     places: list[int]
 
@@ -98,7 +98,7 @@ def _readable(
         draws = uniforms(seed, epoch, np.array([chosen]), "detect", 2)[0]
         short = sizes.short[int(draws[0] * len(sizes.short))]
         try:
-            return _view(scenes[chosen], sizes, short, flip=draws[1] < 0.5, masks=masks)
+            return _view(scenes[chosen], sizes, short, flip=bool(draws[1] < 0.5), masks=masks)
         except BadImage:
             continue
     raise RunError(f"{_MOST_UNREADABLE} images in a row cannot be read, the first is {scenes[place].path}")

@@ -187,7 +187,7 @@ def _evaluator() -> Any:  # noqa: ANN401  (a class of pycocotools, which has no 
 
         _gts: dict[Any, list[dict[str, Any]]]
 
-        def computeIoU(self, imgId: int, catId: int) -> Any:  # noqa: ANN401, N802
+        def computeIoU(self, imgId: Any, catId: Any) -> Any:  # noqa: ANN401, N802
             entries = self._gts[imgId, catId]
             marked = [entry for entry in entries if entry.get("difficult")]
             for entry in marked:

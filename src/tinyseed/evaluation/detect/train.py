@@ -22,7 +22,7 @@ REFERENCE_BATCH = 16
 _STEPS_1X = {"coco": 90_000, "voc": 18_000}
 _MOMENTUM, _WEIGHT_DECAY = 0.9, 1e-4
 _LONGEST_WARMUP = 1_000
-_LOOK_EVERY = 20
+_LOOK_EVERY, _LOOK_SECONDS = 20, 5.0
 _CHECKPOINT_SECONDS = 300.0
 
 
@@ -130,7 +130,7 @@ def train(
     """
     trainee = _trainee(detector, plan)
     losses, seconds = _resume(checkpoint, key, trainee)
-    saved = began = time.monotonic()
+    looked = saved = began = time.monotonic()
     pending: list[Tensor] = []
     detector.train()
     settings = {"size": plan.batch_size, "sizes": plan.sizes, "seed": plan.seed, "masks": plan.masks}
@@ -138,13 +138,14 @@ def train(
         step = len(losses) + len(pending)
         pending.append(_step(trainee, batch, plan, step))
         stopping, last = stop(), step + 1 == plan.steps
-        if len(pending) == _LOOK_EVERY or stopping or last:
+        now = time.monotonic()
+        if len(pending) == _LOOK_EVERY or now - looked > _LOOK_SECONDS or stopping or last:
             losses += _finite(pending, step)
-            pending = []
+            pending, looked = [], now
             progress.update(len(losses), plan.steps, losses[-1])
-        if not pending and (stopping or last or time.monotonic() - saved > _CHECKPOINT_SECONDS):
-            saved = time.monotonic()
-            _save(checkpoint, key, trainee, losses, seconds + saved - began)
+        if not pending and (stopping or last or now - saved > _CHECKPOINT_SECONDS):
+            saved = now
+            _save(checkpoint, key, trainee, losses, seconds + now - began)
         if stopping and not last:
             return None
     return Trained(tuple(losses), seconds + time.monotonic() - began)
