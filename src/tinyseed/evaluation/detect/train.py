@@ -187,7 +187,13 @@ def _finite(pending: list[Tensor], step: int) -> list[float]:
 
 def run_key(*parts: object) -> str:
     """12 hexadecimal digits for what a training depends on."""
-    return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()[:12]
+    digest = hashlib.sha256()
+    for part in parts:
+        for item in (
+            part if isinstance(part, tuple) else (part,)
+        ):  # scene by scene: COCO's would be 100 MB of text
+            digest.update(f"{item!r}\n".encode())
+    return digest.hexdigest()[:12]
 
 
 def _save(path: Path, key: str, trainee: _Trainee, losses: list[float], seconds: float) -> None:
