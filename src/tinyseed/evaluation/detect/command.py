@@ -113,6 +113,7 @@ def _field(config: DetectConfig, spec: str) -> str:
 def _task(config: DetectConfig, folder: Path, progress: Progress) -> _Task:
     assert config.format is not None
     sizes = Sizes(config.image_size)
+    progress.say("reading annotations")
     sides = _read(config)
     for side in sides:
         for line in side.left_out.lines():
@@ -250,6 +251,9 @@ def _report(task: _Task, results: tuple[DetectResult, ...], unreadable: int) -> 
     assert config.format is not None
     told = [f"train: {line}" for line in task.train.left_out.lines()]
     told += [f"test: {line}" for line in task.test.left_out.lines()]
+    unread = (
+        [f"test: {unreadable} images could not be decoded and count as nothing found"] if unreadable else []
+    )
     return DetectReport(
         model=config.model,
         format=config.format,
@@ -259,7 +263,7 @@ def _report(task: _Task, results: tuple[DetectResult, ...], unreadable: int) -> 
         test_boxes=task.test.boxes,
         unreadable_images=unreadable,
         classes=task.train.classes,
-        notes=(*told, *_warnings(config)),
+        notes=(*told, *unread, *_warnings(config)),
         schedule=str(config.schedule),
         steps=plan.steps,
         batch_size=plan.batch_size,

@@ -5,6 +5,8 @@ import time
 from rich.console import Console
 
 _SECONDS = 30.0
+_WIDTH = 79
+"""A line covers the one before it."""
 
 
 class Progress:
@@ -41,4 +43,5 @@ class Progress:
         )
         shown = "" if loss is None else f"  loss {loss:.3f}"
         line = f"{self.title}: {done:,}/{total:,}{shown}{left}"
-        self.console.print(line, markup=False, soft_wrap=True, end="\r" if live and not last else "\n")
+        end = "\r" if live and not last else "\n"
+        self.console.print(line.ljust(_WIDTH), markup=False, soft_wrap=True, end=end)

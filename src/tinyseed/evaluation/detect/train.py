@@ -162,7 +162,8 @@ def _step(trainee: _Trainee, batch: Batch, plan: Plan, step: int) -> Tensor:
         group["lr"] = plan.lr(step)
     images = [image.to(trainee.device, non_blocking=True) for image in batch.images]
     targets = [{name: value.to(trainee.device) for name, value in target.items()} for target in batch.targets]
-    with torch.random.fork_rng():
+    devices = [trainee.device] if trainee.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
         torch.manual_seed(_step_seed(plan.seed, step))  # which anchors and proposals the heads sample
         loss = torch.stack(list(trainee.detector(images, targets).values())).sum()
     trainee.optimizer.zero_grad()
