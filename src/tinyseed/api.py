@@ -16,10 +16,15 @@ from tinyseed.engine.config import (
 )
 from tinyseed.engine.run_folder import Figures
 from tinyseed.engine.runtime import is_main_process
+from tinyseed.engine.signals import Stopped, stop_request
 from tinyseed.engine.train import train
 from tinyseed.errors import InputError
 from tinyseed.evaluation.command import KnnConfig, KnnReport, run_knn
+from tinyseed.evaluation.detect.command import evaluate_detect
+from tinyseed.evaluation.detect.config import DetectConfig, DetectReport
+from tinyseed.evaluation.detect.detectron import export_detectron2 as write_detectron2
 from tinyseed.models.encoder import Encoder, load_encoder
+from tinyseed.models.teacher import load_model
 from tinyseed.recipes import settings_of
 from tinyseed.report.page import write_report
 
@@ -35,7 +40,17 @@ PRETRAIN_METHODS: dict[
 }
 """The methods of `pretrain` and their settings."""
 
-__all__ = ["PRETRAIN_METHODS", "distill", "evaluate", "load", "pretrain", "run", "run_knn"]
+__all__ = [
+    "PRETRAIN_METHODS",
+    "distill",
+    "evaluate",
+    "export_detectron2",
+    "load",
+    "pretrain",
+    "run",
+    "run_detect",
+    "run_knn",
+]
 
 
 def distill(*, data: Paths, teacher: str | Path, student: str, out: str | Path, **settings: Any) -> Figures:  # noqa: ANN401
@@ -88,21 +103,27 @@ def pretrain(
 
 
 def evaluate(
-    evaluation: Literal["knn"],
+    evaluation: Literal["knn", "detect"],
     *,
     model: str | Path,
     train_data: Paths,
-    test_data: Paths,
+    test_data: Paths = (),
     **settings: Any,  # noqa: ANN401
-) -> KnnReport:
-    """Measure a model on labelled images; `settings` are fields of `KnnConfig`.
+) -> KnnReport | DetectReport:
+    """Measure a model on labelled images; `settings` are fields of `KnnConfig` or `DetectConfig`.
 
     Raises:
         InputError: a setting, path or model is wrong, or the images have no labels.
     """
-    if evaluation != "knn":
-        raise InputError("evaluation", evaluation, "give knn")
     required = {"model": str(model), "train_data": _several(train_data), "test_data": _several(test_data)}
+    if evaluation == "detect":
+        if isinstance(settings.get("image_size"), int):
+            settings["image_size"] = (settings["image_size"],)
+        return run_detect(DetectConfig(**required, **_settings(DetectConfig, settings)))
+    if evaluation != "knn":
+        raise InputError("evaluation", evaluation, "give knn or detect")
+    if not test_data:
+        raise InputError("test_data", "missing", "give labelled images to tell the class of")
     return run_knn(KnnConfig(**required, **_settings(KnnConfig, settings)))
 
 
@@ -121,6 +142,28 @@ def run(config: RunConfig) -> Figures:
     if is_main_process():
         write_report(config.out)
     return summary
+
+
+def run_detect(config: DetectConfig) -> DetectReport:
+    """Evaluate by detection; Ctrl-C and SIGTERM save first.
+
+    Raises:
+        Stopped: it was stopped and has saved; the same configuration goes on.
+    """
+    with stop_request() as request:
+        report = evaluate_detect(config, stop=lambda: request.number != 0)
+    if report is None:
+        raise Stopped(request.number, "stopped and saved; the same command goes on")
+    return report
+
+
+def export_detectron2(model: str | Path, path: str | Path) -> Path:
+    """Write a plain ResNet's trunk with Detectron2's names; `model` is what `evaluate` takes.
+
+    Raises:
+        InputError: no such model, another network, or a path that does not end in .pkl.
+    """
+    return write_detectron2(load_model(model), path)
 
 
 def _several(paths: Paths) -> tuple[str, ...]:
@@ -144,6 +187,6 @@ def _settings(config: type, given: dict[str, Any], verb: str | None = None) -> d
 
 
 def _held(name: str, value: Any) -> Any:  # noqa: ANN401
-    if name == "val_data":
+    if name in ("val_data", "compare"):
         return _several(value)
     return tuple(value) if isinstance(value, list) else value

@@ -30,6 +30,7 @@ verbs:
   evaluate knn       is a model any good? k-NN on labelled images
   recipes            settings of published runs by name, for --recipe NAME
   teachers FILE      what a checkpoint is, and how it is used as a teacher
+  evaluate detect    the same, by a detector trained from its weights
 
 tinyseed VERB --help shows an example and every flag; tinyseed --version the version.
 """
@@ -42,6 +43,10 @@ EXAMPLES = {
     "teachers": "tinyseed teachers moco_v2_800ep_pretrain.pth.tar",
     "demo": "tinyseed demo",
 }
+
+DETECT_EXAMPLE = (
+    "tinyseed evaluate detect --model runs/small --train-data VOCdevkit/ --format voc --compare random"
+)
 
 
 METHODS = {
@@ -180,11 +185,13 @@ def _evaluate(rest: Sequence[str]) -> int:
             config = parse(KnnConfig, rest, command=command, example=EXAMPLES["evaluate"], about=about)
             print(table(api.run_knn(config)))
             return 0
+        case ["detect", *rest]:
+            return _evaluate_detect(rest)
         case [] | ["-h" | "--help"]:
-            print(f"{EXAMPLES['evaluate']}\n\nevaluations: knn (tinyseed evaluate knn --help)")
+            print(f"{EXAMPLES['evaluate']}\n\nevaluations: knn, detect (tinyseed evaluate knn --help)")
             return 0
         case [evaluation, *_]:
-            raise InputError("evaluation", evaluation, "give knn")
+            raise InputError("evaluation", evaluation, "give knn or detect")
     raise AssertionError
 
 
@@ -205,6 +212,27 @@ def _teachers(rest: Sequence[str]) -> int:
         case [flag, *_]:
             raise InputError(flag, "given", f"the file comes first: {EXAMPLES['teachers']} {flag}")
     raise AssertionError
+
+
+def _evaluate_detect(rest: Sequence[str]) -> int:
+    from tinyseed import api
+    from tinyseed.engine.signals import Stopped
+    from tinyseed.evaluation.detect.config import DetectConfig
+    from tinyseed.evaluation.detect.page import table
+
+    about = "Train Faster R-CNN (or Mask R-CNN) on labelled boxes from this model's weights: how well do they transfer?"
+    config = parse(
+        DetectConfig, rest, command="tinyseed evaluate detect", example=DETECT_EXAMPLE, about=about
+    )
+    if config.export_detectron2 is not None:
+        print(api.export_detectron2(config.model, config.export_detectron2))
+        return 0
+    try:
+        print(table(api.run_detect(config)))
+    except Stopped as stopped:
+        _tell(str(stopped))
+        return stopped.exit_code
+    return 0
 
 
 def _demo(rest: Sequence[str]) -> int:

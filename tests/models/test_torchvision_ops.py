@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from tinyseed.models.torchvision_ops import ensure_torchvision, non_maximum_suppression
+from tinyseed.models.torchvision_ops import (
+    ensure_detection,
+    ensure_torchvision,
+    non_maximum_suppression,
+    roi_align,
+)
 
 
 def brute_force(boxes, scores, threshold):
@@ -24,7 +29,7 @@ def brute_force(boxes, scores, threshold):
     return kept
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 60])
+@pytest.mark.parametrize("count", [0, 1, 2, 60, 600])
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.7, 1.0])
 def test_suppression_equals_all_pairs(count, threshold):
     random = np.random.default_rng(count)
@@ -76,3 +81,75 @@ def test_nothing_is_declared_where_the_compiled_library_loads():
         "print(torchvision_ops._declared)"
     )
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
+
+
+def align_by_hand(maps, rois, size, scale, ratio, aligned):
+    """The definition in float64 loops: the mean of a cell's bilinear samples, 0 beyond a pixel outside."""
+    _, channels, height, width = maps.shape
+    pooled = np.zeros((len(rois), channels, *size))
+
+    def at(image, y, x):
+        if not (-1 <= y <= height and -1 <= x <= width):
+            return np.zeros(channels)
+        y, x = min(max(y, 0.0), height - 1), min(max(x, 0.0), width - 1)
+        top, left = int(y), int(x)
+        down, right = min(top + 1, height - 1), min(left + 1, width - 1)
+        v, u = y - top, x - left
+        upper = (1 - u) * maps[image, :, top, left] + u * maps[image, :, top, right]
+        lower = (1 - u) * maps[image, :, down, left] + u * maps[image, :, down, right]
+        return (1 - v) * upper + v * lower
+
+    for number, (image, *corners) in enumerate(rois):
+        x1, y1, x2, y2 = np.array(corners) * scale - (0.5 if aligned else 0)
+        wide, high = (x2 - x1, y2 - y1) if aligned else (max(x2 - x1, 1), max(y2 - y1, 1))
+        down, across = (
+            (ratio, ratio) if ratio > 0 else (int(np.ceil(high / size[0])), int(np.ceil(wide / size[1])))
+        )
+        for row in range(size[0]):
+            for column in range(size[1]):
+                samples = [
+                    at(
+                        int(image),
+                        y1 + high / size[0] * (row + (i + 0.5) / down),
+                        x1 + wide / size[1] * (column + (j + 0.5) / across),
+                    )
+                    for i in range(down)
+                    for j in range(across)
+                ]
+                pooled[number, :, row, column] = np.mean(samples, axis=0)
+    return pooled
+
+
+@pytest.mark.parametrize("ratio", [2, -1])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_roi_align_is_its_definition(ratio, aligned):
+    random = np.random.default_rng(0)
+    maps = random.normal(size=(2, 3, 9, 12))
+    corners = random.uniform(-10, 110, (12, 2))
+    boxes = np.concatenate([corners, corners + random.uniform(0.5, 60, (12, 2))], axis=1)
+    rois = np.concatenate([random.integers(0, 2, (12, 1)), boxes], axis=1)
+    made = roi_align(torch.from_numpy(maps), torch.from_numpy(rois), (4, 3), 0.125, ratio, aligned)
+    np.testing.assert_allclose(
+        made.numpy(), align_by_hand(maps, rois, (4, 3), 0.125, ratio, aligned), atol=1e-12
+    )
+
+
+def test_roi_align_has_a_gradient_and_takes_lists():
+    maps = torch.randn(2, 2, 5, 5, dtype=torch.float64, requires_grad=True)
+    rois = torch.tensor([[0.0, 1.0, 1.0, 14.0, 9.0], [1.0, 0.0, 3.0, 19.0, 19.0]], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda given: roi_align(given, rois, 2, 0.25, 2), maps)
+    listed = roi_align(maps, [rois[:1, 1:], rois[1:, 1:]], 2, 0.25, 2)
+    torch.testing.assert_close(listed, roi_align(maps, rois, 2, 0.25, 2))
+    assert roi_align(maps, rois[:0], 2, 0.25, 2).shape == (0, 2, 2, 2)
+
+
+def test_detection_uses_ours_only_where_the_compiled_library_does_not_load():
+    ensure_detection()
+    from torchvision import extension
+    from torchvision.ops import batched_nms, boxes, poolers
+
+    assert (boxes.nms is non_maximum_suppression) == (not extension._has_ops())
+    assert (poolers.roi_align is roi_align) == (not extension._has_ops())
+    corners = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 1.9], [0.0, 0.0, 2.0, 1.9]])
+    kept = batched_nms(corners, torch.tensor([0.5, 0.9, 0.1]), torch.tensor([0, 0, 1]), 0.5)
+    assert kept.tolist() == [1, 2]

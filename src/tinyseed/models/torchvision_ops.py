@@ -3,14 +3,18 @@
 torchvision's wheel on PyPI is linked against CUDA. Beside a CPU-only torch its library `_C` cannot be loaded,
 and `import torchvision` (so timm's, too) ends in "operator torchvision::nms does not exist". Two operators'
 declarations are all that is wanted: they are given here, where and only where the library does not load.
+Its detection models need two operators that really compute: `ensure_detection` puts ours in their place there.
 """
 
 import importlib.machinery
 import importlib.util
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 # A torch.library.Library takes its operators with it when it is collected.
 _declared: list[torch.library.Library] = []
@@ -49,6 +53,32 @@ def _load_compiled() -> bool:
     return True
 
 
+def ensure_detection() -> None:
+    """Make torchvision's detection models run; call it before one of them does.
+
+    Where torchvision's compiled library loads, its own operators stay. Else its functions refuse to work (`nms`)
+    or compile themselves with a C++ compiler (`roi_align`); the detection models get the ones of this file.
+    """
+    ensure_torchvision()
+    from torchvision import extension
+    from torchvision.models.detection import roi_heads
+    from torchvision.ops import boxes, poolers
+
+    if extension._has_ops():
+        return
+    places: tuple[tuple[Any, str, Any], ...] = (
+        (boxes, "nms", non_maximum_suppression),
+        (poolers, "roi_align", roi_align),
+        (roi_heads, "roi_align", roi_align),
+    )
+    for module, name, ours in places:
+        setattr(module, name, ours)
+
+
+_BLOCK = 256
+"""Boxes whose overlaps with all later ones are held at once: 4 MB for 4,000 boxes."""
+
+
 def non_maximum_suppression(
     boxes: Float[Tensor, "n 4"], scores: Float[Tensor, " n"], iou_threshold: float
 ) -> Int64[Tensor, " kept"]:
@@ -63,15 +93,101 @@ def non_maximum_suppression(
         Positions by falling score.
     """
     order = scores.argsort(descending=True, stable=True)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    kept = []
-    while len(order):
-        best, rest = order[0], order[1:]
-        kept.append(best)
-        corner = torch.maximum(boxes[best, :2], boxes[rest, :2])
-        opposite = torch.minimum(boxes[best, 2:], boxes[rest, 2:])
-        overlap = (opposite - corner).clamp(min=0).prod(dim=1)
-        # NaN (two boxes of no area) suppresses nothing.
-        suppressed = overlap / (areas[best] + areas[rest] - overlap) > iou_threshold
-        order = rest[~suppressed]
-    return torch.stack(kept) if kept else order
+    ranked = boxes[order]
+    alive = np.ones(len(order), np.bool_)
+    for start in range(0, len(order), _BLOCK):
+        rows = start + np.flatnonzero(alive[start : start + _BLOCK])
+        candidates = ranked[torch.from_numpy(rows).to(ranked.device)]
+        suppressed = _overlapping(candidates, ranked[start:], iou_threshold).cpu().numpy()
+        for row, hits in zip(rows, suppressed, strict=True):
+            if alive[row]:
+                alive[row + 1 :] &= ~hits[row + 1 - start :]
+    return order[torch.from_numpy(alive).to(order.device)]
+
+
+def _overlapping(
+    first: Float[Tensor, "n 4"], second: Float[Tensor, "m 4"], threshold: float
+) -> Bool[Tensor, "n m"]:
+    """Whether the intersection over union is above the threshold; NaN (two boxes of no area) is not."""
+    corner = torch.maximum(first[:, None, :2], second[None, :, :2])
+    opposite = torch.minimum(first[:, None, 2:], second[None, :, 2:])
+    overlap = (opposite - corner).clamp(min=0).prod(dim=2)
+    areas, others = ((boxes[:, 2:] - boxes[:, :2]).prod(dim=1) for boxes in (first, second))
+    return overlap / (areas[:, None] + others - overlap) > threshold
+
+
+def roi_align(  # noqa: PLR0917  (torchvision calls it by position)
+    input: Float[Tensor, "n c h w"],
+    boxes: Float[Tensor, "k 5"] | list[Tensor],
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> Float[Tensor, "k c p q"]:
+    """Maps cut out at boxes and averaged into a grid of cells, differentiable by the maps.
+
+    Each cell is a weighted sum of the maps' pixels, and that is what `embedding_bag` computes with the pixels as its
+    table: no sample is ever stored.
+
+    Args:
+        input: feature maps.
+        boxes: the image's number and the corners of each box, or a list of corners for each image.
+        output_size: cells by height and width.
+        spatial_scale: maps' pixels for one of the boxes'.
+        sampling_ratio: samples along each side of a cell; if not above 0, one for each of the map's pixels.
+        aligned: whether pixel centres lie at .5.
+
+    Source: He et al., Mask R-CNN, ICCV 2017 (arXiv 1703.06870), section 3; torchvision.ops.roi_align documents
+    the arguments.
+    """
+    size = (output_size, output_size) if isinstance(output_size, int) else output_size
+    rois = boxes if isinstance(boxes, Tensor) else _numbered(boxes)
+    corners = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)
+    sides = corners[:, 2:] - corners[:, :2]
+    if not aligned:
+        sides = sides.clamp(min=1)
+    cells = torch.tensor((size[1], size[0]), device=rois.device, dtype=sides.dtype)
+    counts = torch.full_like(sides, sampling_ratio) if sampling_ratio > 0 else (sides / cells).ceil()
+    images, channels, height, width = input.shape
+    table = input.permute(0, 2, 3, 1).reshape(images * height * width, channels)
+    pooled = input.new_zeros(len(rois), size[0] * size[1], channels)
+    groups, members = counts.clamp(min=1).long().unique(dim=0, return_inverse=True)
+    for number, samples in enumerate(groups.tolist()):
+        chosen = torch.nonzero(members == number)[:, 0]
+        x, y = (
+            _axis(corners[chosen, axis], sides[chosen, axis], cell, count, length)
+            for axis, (cell, count, length) in enumerate(
+                zip(size[::-1], samples, (width, height), strict=True)
+            )
+        )
+        first = rois[chosen, 0].long() * (height * width)
+        positions = (first[:, None, None, None, None] + y[0][:, :, None, :, None] * width) + x[0][
+            :, None, :, None, :
+        ]
+        weights = (y[1][:, :, None, :, None] * x[1][:, None, :, None, :]).flatten(3).flatten(0, 2)
+        cut = embedding_bag(
+            positions.flatten(3).flatten(0, 2), table, mode="sum", per_sample_weights=weights.to(table.dtype)
+        )
+        pooled = pooled.index_copy(0, chosen, cut.view(len(chosen), -1, channels))
+    return pooled.transpose(1, 2).unflatten(2, size)
+
+
+def _numbered(boxes: list[Tensor]) -> Float[Tensor, "k 5"]:
+    return torch.cat(
+        [torch.cat((torch.full_like(part[:, :1], number), part), 1) for number, part in enumerate(boxes)]
+    )
+
+
+def _axis(
+    starts: Float[Tensor, " k"], sides: Float[Tensor, " k"], cells: int, samples: int, length: int
+) -> tuple[Int64[Tensor, "k cells s"], Float[Tensor, "k cells s"]]:
+    """Pixels that a cell's samples along one axis read, two a sample, and their shares; none beyond a pixel outside."""
+    shares = (torch.arange(cells * samples, device=sides.device, dtype=sides.dtype) + 0.5) / (cells * samples)
+    places = starts[:, None] + shares * sides[:, None]
+    inside = ((places >= -1) & (places <= length)) / samples
+    places = places.clamp(0, length - 1)
+    lower = places.floor()
+    upper_share = places - lower
+    pixels = torch.stack((lower, (lower + 1).clamp(max=length - 1)), 2).long()
+    weights = torch.stack(((1 - upper_share) * inside, upper_share * inside), 2)
+    return pixels.unflatten(1, (cells, samples)).flatten(2), weights.unflatten(1, (cells, samples)).flatten(2)

@@ -1,0 +1,1 @@
+"""`evaluate detect`: a detector grown on a trunk, scored on labelled boxes. Imports models, data, errors, shapes."""
