@@ -11,13 +11,14 @@ from tinyseed.engine.run_folder import Figures
 from tinyseed.engine.runtime import is_main_process
 from tinyseed.engine.train import train
 from tinyseed.errors import InputError
-from tinyseed.evaluation.command import KnnConfig, KnnReport, run_knn
+from tinyseed.evaluation.choose import Name, find_evaluation
+from tinyseed.evaluation.reporting import Report
 from tinyseed.models.encoder import Encoder, load_encoder
 from tinyseed.report.page import write_report
 
 Paths = str | Path | Sequence[str | Path]
 
-__all__ = ["distill", "evaluate", "load", "pretrain", "run", "run_knn"]
+__all__ = ["distill", "evaluate", "load", "pretrain", "run"]
 
 
 def distill(*, data: Paths, teacher: str | Path, student: str, out: str | Path, **settings: Any) -> Figures:  # noqa: ANN401
@@ -65,22 +66,29 @@ def pretrain(
 
 
 def evaluate(
-    evaluation: Literal["knn"],
+    evaluation: Name,
     *,
-    model: str | Path,
     train_data: Paths,
     test_data: Paths,
     **settings: Any,  # noqa: ANN401
-) -> KnnReport:
-    """Measure a model on labelled images; `settings` are fields of `KnnConfig`.
+) -> Report:
+    """Measure a model on labelled images.
+
+    Args:
+        evaluation: which.
+        train_data: labelled images to learn the classes from.
+        test_data: labelled images to tell the class of.
+        settings: the other flags of `tinyseed evaluate NAME`, above all `model` (retention: `student`, `teacher`).
 
     Raises:
         InputError: a setting, path or model is wrong, or the images have no labels.
     """
-    if evaluation != "knn":
-        raise InputError("evaluation", evaluation, "give knn")
-    required = {"model": str(model), "train_data": _several(train_data), "test_data": _several(test_data)}
-    return run_knn(KnnConfig(**required, **_settings(KnnConfig, settings)))
+    chosen = find_evaluation(evaluation)
+    given = _settings(chosen.config, {"train_data": train_data, "test_data": test_data} | settings)
+    for field in dataclasses.fields(chosen.config):
+        if field.default is dataclasses.MISSING and field.name not in given:
+            raise InputError(field.name, "missing", "give it")
+    return chosen.run(chosen.config(**given))
 
 
 def load(path: str | Path) -> Encoder:
@@ -115,5 +123,15 @@ def _settings(config: type, given: dict[str, Any]) -> dict[str, Any]:
                 value,
                 f"no such setting; did you mean {close[0]}?" if close else "no such setting",
             )
-    several = {"val_data"}
-    return {name: _several(value) if name in several else value for name, value in given.items()}
+    return {name: _held(name, value) for name, value in given.items()}
+
+
+def _held(name: str, value: Any) -> Any:  # noqa: ANN401
+    """A value as the settings hold it: paths as texts, several things as a tuple, `out` as a path."""
+    if name in ("data", "val_data", "train_data", "test_data"):
+        return _several(value)
+    if name == "out":
+        return None if value is None else Path(value)
+    if isinstance(value, list):
+        return tuple(str(item) if isinstance(item, Path) else item for item in value)
+    return str(value) if isinstance(value, Path) else value

@@ -201,8 +201,9 @@ def _keep_best(best: Neighbours, row: int, column: int, similarities: Float[Tens
 
 
 def _finite(features: Float[Tensor, "n f"]) -> bool:
-    """A sum of finite float64 numbers is finite, and needs no mask as large as the features."""
-    return math.isfinite(float(features.sum(dtype=torch.float64)))
+    """A sum of finite float64 numbers is finite; in blocks, because `sum` makes a float64 copy of what it adds."""
+    blocks = features.split(QUERY_BLOCK * 16)
+    return all(math.isfinite(float(block.sum(dtype=torch.float64))) for block in blocks)
 
 
 def _largest(values: Float[Tensor, "n m"], count: int) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:
