@@ -1,7 +1,7 @@
 """`evaluate semi`: the whole network fine-tuned on a few labels. Imports this room.
 
 Source: Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments" (SwAV), NeurIPS
-    2020, section 4.1; the authors' eval_semisup.py and its README (batch 8 × 32, 20 epochs, a fifth at 12 and 16, momentum
+    2020, section 4.1; the authors' eval_semisup.py and README (batch 8 × 32, 20 epochs, a fifth at 12 and 16, momentum
     0.9, no weight decay; learning rates of trunk and head 0.02 and 5 for 1 %, 0.01 and 0.2 for 10 %).
 Differs: the last epoch is measured, not the best one on the test images; an incomplete last batch is dropped; learning
     rates scale with a batch that is not 256; small subsets take smaller batches and more epochs.

@@ -39,7 +39,7 @@ FEWEST_HELD_OUT = 2
 
 Metric = Literal["top1", "mean_per_class"]
 
-_PER_CLASS = re.compile(r"caltech.?101|pets?\b|aircraft|flowers", re.IGNORECASE)
+_PER_CLASS = re.compile(r"caltech.?101|\bpets?\b|iiit.?pet|aircraft|flowers", re.IGNORECASE)
 """Sets whose figure is the mean per class. Source: Kornblith et al., "Do Better ImageNet Models Transfer Better?", CVPR
 2019, table 1 (Caltech-101, Oxford-IIIT Pets, FGVC Aircraft, Oxford 102 Flowers)."""
 
