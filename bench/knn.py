@@ -63,18 +63,18 @@ def measure(arguments: argparse.Namespace) -> dict:
     bank, queries = (
         generator.standard_normal((arguments.rows, arguments.width), np.float32) for _ in range(2)
     )
-    for rows in (bank, queries):
-        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    search = globals()[arguments.side.split(",", maxsplit=1)[0].replace("-", "_")](
-        arguments, "half" in arguments.side, bank, queries
-    )
+    bank /= np.linalg.norm(bank, axis=1, keepdims=True)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    way = {"faiss": faiss, "scikit-learn": scikit_learn}.get(arguments.side, tinyseed)
+    search = way(arguments, "half" in arguments.side, bank, queries)
     before = peak()
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     similarities, positions = search()
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     few = range(0, arguments.rows, max(1, arguments.rows // CHECKED))
     return {
         "seconds": seconds,
+        "cpu_seconds": cpu,
         "extra_mib": peak() - before,
         "neighbours": [sorted(positions[row].tolist()) for row in few],
         "mean_similarity": float(np.asarray(similarities, np.float64).mean()),
@@ -135,20 +135,26 @@ def tell(arguments: argparse.Namespace, turns: dict[str, list[dict]]) -> None:
     from common import machine, write_results
 
     exact = turns["faiss"][0]["neighbours"]
-    table = Table("side", "seconds", "times ours", "extra MiB", "neighbours as faiss")
+    table = Table("side", "seconds", "times ours", "CPU s", "extra MiB", "neighbours as faiss")
     rows = {}
     for side, runs in turns.items():
         seconds = statistics.median(run["seconds"] for run in runs)
         shared = [len(set(one) & set(other)) for one, other in zip(runs[0]["neighbours"], exact, strict=True)]
         rows[side] = {
             "seconds": round(seconds, 3),
+            "cpu_seconds": round(statistics.median(run["cpu_seconds"] for run in runs), 3),
             "extra_mib": round(max(run["extra_mib"] for run in runs), 1),
             "same_neighbours": round(sum(shared) / (len(shared) * arguments.k), 6),
             "mean_similarity": runs[0]["mean_similarity"],
         }
     for side, row in rows.items():
         ratio = row["seconds"] / rows["tinyseed"]["seconds"]
-        cells = (f"{row['seconds']:.2f}", f"{ratio:.2f}", f"{row['extra_mib']:,.0f}")
+        cells = (
+            f"{row['seconds']:.2f}",
+            f"{ratio:.2f}",
+            f"{row['cpu_seconds']:.1f}",
+            f"{row['extra_mib']:,.0f}",
+        )
         table.add_row(side, *cells, f"{row['same_neighbours']:.2%}")
     Console().print(table)
     setting = {name: getattr(arguments, name) for name in ("rows", "width", "k", "threads", "repeats")}
