@@ -194,6 +194,9 @@ def _keep_best(best: Neighbours, row: int, column: int, similarities: Float[Tens
     """Merge a tile, whose first entry is query `row` and image `column`, into the best found so far."""
     rows, count = slice(row, row + len(similarities)), best.similarities.shape[1]
     values, positions = _largest(similarities, min(count, similarities.shape[1]))
+    if column == 0 and values.shape[1] == count:  # nothing was found before
+        best.similarities[rows], best.positions[rows] = values, positions
+        return
     values = torch.cat((best.similarities[rows], values), 1)
     positions = torch.cat((best.positions[rows], positions + column), 1)
     best.similarities[rows], order = values.topk(count, 1)
