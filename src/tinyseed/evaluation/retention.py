@@ -121,7 +121,7 @@ def _contestants(config: RetentionConfig) -> list[Contestant]:
     """Random weights, the student alone, the student, the teacher; those that there are, in this order."""
     student = open_model(config.student, config.image_size, field="--student")
     teacher = open_model(config.teacher, config.image_size, field="--teacher", round_size=True)
-    models = [Contestant("random", RANDOM + student.backbone.name, _random_twin(student, config.seed))]
+    models = [Contestant("random", RANDOM + student.backbone.name, random_twin(student, config.seed))]
     if config.alone is not None:
         alone = open_model(config.alone, config.image_size, field="--alone")
         models.append(Contestant("alone", config.alone, alone))
@@ -132,7 +132,7 @@ def _contestants(config: RetentionConfig) -> list[Contestant]:
     ]
 
 
-def _random_twin(student: Encoder, seed: int) -> Encoder:
+def random_twin(student: Encoder, seed: int) -> Encoder:
     """The student's network with random weights, which sees images as the student does."""
     build = student.backbone.build
     twin = load_model(
