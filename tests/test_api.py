@@ -34,8 +34,11 @@ def test_distill_load_and_evaluate_from_python(photos, tmp_path):
     encoder = tinyseed.load(out)
     rows = encoder(torch.rand(2, 3, 32, 32))
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(2))
-    report = tinyseed.evaluate("knn", model=out, train_data=photos, test_data=photos, k=(1,))
-    assert report.results[0]["top1"] == 100.0
+    report = tinyseed.evaluate("knn", model=out, train_data=photos, test_data=photos, k=[1])
+    assert 0 < report.results[0]["top1"] < 100.0
+    assert any("leave-one-out" in note for note in report.notes)
+    with pytest.raises(InputError, match="model: missing"):
+        tinyseed.evaluate("knn", train_data=photos, test_data=photos)
     teacher = tinyseed.load_teacher(out)
     torch.testing.assert_close(
         teacher(torch.zeros(1, 3, 32, 32)), encoder(torch.zeros(1, 3, 32, 32)).detach()

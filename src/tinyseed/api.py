@@ -19,10 +19,11 @@ from tinyseed.engine.runtime import is_main_process
 from tinyseed.engine.signals import Stopped, stop_request
 from tinyseed.engine.train import train
 from tinyseed.errors import InputError
-from tinyseed.evaluation.command import KnnConfig, KnnReport, run_knn
+from tinyseed.evaluation.choose import Name, find_evaluation
 from tinyseed.evaluation.detect.command import evaluate_detect
 from tinyseed.evaluation.detect.config import DetectConfig, DetectReport
 from tinyseed.evaluation.detect.detectron import export_detectron2 as write_detectron2
+from tinyseed.evaluation.reporting import Report
 from tinyseed.models.encoder import Encoder, load_encoder
 from tinyseed.models.teacher import load_model
 from tinyseed.recipes import settings_of
@@ -49,7 +50,6 @@ __all__ = [
     "pretrain",
     "run",
     "run_detect",
-    "run_knn",
 ]
 
 
@@ -103,28 +103,36 @@ def pretrain(
 
 
 def evaluate(
-    evaluation: Literal["knn", "detect"],
+    evaluation: Name | Literal["detect"],
     *,
-    model: str | Path,
     train_data: Paths,
     test_data: Paths = (),
     **settings: Any,  # noqa: ANN401
-) -> KnnReport | DetectReport:
-    """Measure a model on labelled images; `settings` are fields of `KnnConfig` or `DetectConfig`.
+) -> Report | DetectReport:
+    """Measure a model on labelled images.
+
+    Args:
+        evaluation: which.
+        train_data: labelled images to learn the classes from.
+        test_data: labelled images to tell the class of.
+        settings: the other flags of `tinyseed evaluate NAME`, above all `model` (retention: `student`, `teacher`).
 
     Raises:
         InputError: a setting, path or model is wrong, or the images have no labels.
     """
-    required = {"model": str(model), "train_data": _several(train_data), "test_data": _several(test_data)}
     if evaluation == "detect":
         if isinstance(settings.get("image_size"), int):
             settings["image_size"] = (settings["image_size"],)
+        required = {"train_data": _several(train_data), "test_data": _several(test_data)}
         return run_detect(DetectConfig(**required, **_settings(DetectConfig, settings)))
-    if evaluation != "knn":
-        raise InputError("evaluation", evaluation, "give knn or detect")
     if not test_data:
         raise InputError("test_data", "missing", "give labelled images to tell the class of")
-    return run_knn(KnnConfig(**required, **_settings(KnnConfig, settings)))
+    chosen = find_evaluation(evaluation)
+    given = _settings(chosen.config, {"train_data": train_data, "test_data": test_data} | settings)
+    for field in dataclasses.fields(chosen.config):
+        if field.default is dataclasses.MISSING and field.name not in given:
+            raise InputError(field.name, "missing", "give it")
+    return chosen.run(chosen.config(**given))
 
 
 def load(path: str | Path) -> Encoder:
@@ -187,6 +195,11 @@ def _settings(config: type, given: dict[str, Any], verb: str | None = None) -> d
 
 
 def _held(name: str, value: Any) -> Any:  # noqa: ANN401
-    if name in ("val_data", "compare"):
+    """A value as the settings hold it: paths as texts, several things as a tuple, `out` as a path."""
+    if name in ("data", "val_data", "train_data", "test_data", "compare"):
         return _several(value)
-    return tuple(value) if isinstance(value, list) else value
+    if name == "out":
+        return None if value is None else Path(value)
+    if isinstance(value, list):
+        return tuple(str(item) if isinstance(item, Path) else item for item in value)
+    return str(value) if isinstance(value, Path) else value

@@ -27,10 +27,9 @@ verbs:
   demo               see it work in a few minutes, on photos that come with tinyseed
   distill            train a small student to see as a big teacher does
   pretrain METHOD    train a network by itself: moco-v1, moco-v2, simclr or swav
-  evaluate knn       is a model any good? k-NN on labelled images
+  evaluate NAME      is a model any good? knn, linear, semi, transfer, retention or detect
   recipes            settings of published runs by name, for --recipe NAME
   teachers FILE      what a checkpoint is, and how it is used as a teacher
-  evaluate detect    the same, by a detector trained from its weights
 
 tinyseed VERB --help shows an example and every flag; tinyseed --version the version.
 """
@@ -174,24 +173,26 @@ def _train(config: "RunConfig") -> int:
 
 def _evaluate(rest: Sequence[str]) -> int:
     match list(rest):
-        case ["knn", *rest]:
-            from tinyseed import api
-            from tinyseed.evaluation.command import KnnConfig, table
-
-            about = (
-                "Weighted k-NN on frozen features: how well do a labelled image's neighbours tell its class?"
-            )
-            command = "tinyseed evaluate knn"
-            config = parse(KnnConfig, rest, command=command, example=EXAMPLES["evaluate"], about=about)
-            print(table(api.run_knn(config)))
-            return 0
         case ["detect", *rest]:
             return _evaluate_detect(rest)
         case [] | ["-h" | "--help"]:
-            print(f"{EXAMPLES['evaluate']}\n\nevaluations: knn, detect (tinyseed evaluate knn --help)")
+            from tinyseed.evaluation.choose import names
+
+            print(f"{EXAMPLES['evaluate']}\n\nevaluations: {names()}, detect (tinyseed evaluate knn --help)")
             return 0
-        case [evaluation, *_]:
-            raise InputError("evaluation", evaluation, "give knn or detect")
+        case [name, *rest]:
+            from tinyseed.evaluation.choose import find_evaluation
+
+            evaluation = find_evaluation(name)
+            config = parse(
+                evaluation.config,
+                rest,
+                command=f"tinyseed evaluate {name}",
+                example=evaluation.example,
+                about=evaluation.about,
+            )
+            print(evaluation.table(evaluation.run(config)))
+            return 0
     raise AssertionError
 
 

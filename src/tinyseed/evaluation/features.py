@@ -4,14 +4,14 @@ Imports data, errors, shapes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int64
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -46,12 +46,12 @@ class FeatureBank:
     """Features of the readable images of a data set, on the CPU.
 
     Attributes:
-        features: float32, a row an image.
+        features: float32 or, for large data sets, float16; a row an image.
         indices: the images' positions in their source.
         labels: their classes, -1 where unknown; None where the source has none at all.
     """
 
-    features: Float32[Tensor, "n f"]
+    features: Float[Tensor, "n f"]
     indices: Int64[Tensor, " n"]
     labels: Int64[Tensor, " n"] | None = None
 
@@ -146,28 +146,31 @@ def cached(key: BankKey, compute: Callable[[], FeatureBank]) -> FeatureBank:
     For frozen models. A damaged file counts as none; where the cache cannot be written, the bank is only
     returned.
     """
-    kept = _read(key.path)
+    kept = find(key)
     if kept is not None:
         return kept
     bank = compute()
-    arrays = {"features": bank.features.numpy().view(np.uint8), "indices": bank.indices.numpy()}
-    if bank.labels is not None:
-        arrays["labels"] = bank.labels.numpy()
-    try:
-        write_arrays(key.path, arrays, {})
-    except (
-        OSError,
-        RunError,
-    ):  # a full or read-only cache costs the next run some time, and this one nothing
-        return bank
+    keep(key, bank)
     return bank
 
 
-def _read(path: Path) -> FeatureBank | None:
-    stored = read_arrays(path)
+def keep(key: BankKey, bank: FeatureBank) -> None:
+    """Write a bank into the cache, if that can be."""
+    arrays = {"features": bank.features.numpy().view(np.uint8), "indices": bank.indices.numpy()}
+    if bank.labels is not None:
+        arrays["labels"] = bank.labels.numpy()
+    # A full or read-only cache costs the next run some time, and this one nothing.
+    with suppress(OSError, RunError):
+        write_arrays(key.path, arrays, {"dtype": str(bank.features.numpy().dtype)})
+
+
+def find(key: BankKey) -> FeatureBank | None:
+    """The bank that is kept under this key; None where there is none, or a damaged one."""
+    stored = read_arrays(key.path)
     if stored is None or not {"features", "indices"} <= stored.arrays.keys():
         return None
-    features = torch.from_numpy(stored.arrays["features"].view(np.float32))
+    dtype = np.float16 if stored.texts.get("dtype") == "float16" else np.float32
+    features = torch.from_numpy(stored.arrays["features"].view(dtype))
     labels = stored.arrays.get("labels")
     indices = torch.from_numpy(stored.arrays["indices"])
     return FeatureBank(features, indices, None if labels is None else torch.from_numpy(labels))

@@ -194,6 +194,9 @@ def _keep_best(best: Neighbours, row: int, column: int, similarities: Float[Tens
     """Merge a tile, whose first entry is query `row` and image `column`, into the best found so far."""
     rows, count = slice(row, row + len(similarities)), best.similarities.shape[1]
     values, positions = _largest(similarities, min(count, similarities.shape[1]))
+    if column == 0 and values.shape[1] == count:  # nothing was found before
+        best.similarities[rows], best.positions[rows] = values, positions
+        return
     values = torch.cat((best.similarities[rows], values), 1)
     positions = torch.cat((best.positions[rows], positions + column), 1)
     best.similarities[rows], order = values.topk(count, 1)
@@ -201,8 +204,9 @@ def _keep_best(best: Neighbours, row: int, column: int, similarities: Float[Tens
 
 
 def _finite(features: Float[Tensor, "n f"]) -> bool:
-    """A sum of finite float64 numbers is finite, and needs no mask as large as the features."""
-    return math.isfinite(float(features.sum(dtype=torch.float64)))
+    """A sum of finite float64 numbers is finite; in blocks, because `sum` makes a float64 copy of what it adds."""
+    blocks = features.split(QUERY_BLOCK * 16)
+    return all(math.isfinite(float(block.sum(dtype=torch.float64))) for block in blocks)
 
 
 def _largest(values: Float[Tensor, "n m"], count: int) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:

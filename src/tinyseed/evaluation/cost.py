@@ -1,0 +1,145 @@
+"""What a network costs to run: parameters, multiply-adds, file size, time an image. Imports models.
+
+The time is ONNX Runtime's where the packages of the extra `onnx` are installed, else PyTorch's.
+"""
+
+import logging
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tinyseed.models.encoder import Encoder
+
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+WARM_UP = 5
+LATENCY_RUNS = 50
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A trunk's cost at one image of its input's size.
+
+    Attributes:
+        parameters: numbers that training changes.
+        gmacs: billions of multiply-adds in its convolutions, matrix products and attention; FLOPs are twice that.
+        file_mb: of its weights as a float32 safetensors file, in 10^6 bytes.
+        latency_ms: median time of an image (batch 1) on the CPU.
+        latency_by: what was timed, and on how many threads.
+    """
+
+    parameters: int
+    gmacs: float
+    file_mb: float
+    latency_ms: float
+    latency_by: str
+
+
+def cost(encoder: Encoder, *, threads: int = 1, runs: int = LATENCY_RUNS) -> Cost:
+    """Measure a trunk on the CPU.
+
+    Args:
+        encoder: its trunk is measured, at its input's size, in evaluation mode.
+        threads: of the processor for the timing.
+        runs: images timed, after a few that are not.
+    """
+    network = encoder.backbone.cpu().eval()
+    contract = encoder.input
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, contract.channels, contract.size, contract.size, generator=generator)
+    state = network.network.state_dict()
+    latency, by = _latency(network, image, threads, runs)
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        gmacs=multiply_adds(network, image) / 1e9,
+        file_mb=sum(value.numel() * value.element_size() for value in state.values()) / 1e6,
+        latency_ms=1000 * latency,
+        latency_by=by,
+    )
+
+
+@torch.no_grad()
+def multiply_adds(network: nn.Module, images: Tensor) -> int:
+    """Multiply-adds of a forward pass: half of what PyTorch's counter says, which counts each as two."""
+    with FlopCounterMode(display=False) as counter:
+        network(images)
+    return counter.get_total_flops() // 2
+
+
+def _latency(network: nn.Module, image: Tensor, threads: int, runs: int) -> tuple[float, str]:
+    """Median seconds of an image, and what was timed."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    told = f"{threads} thread{'s' if threads > 1 else ''}"
+    try:
+        session = _onnx_session(network, image, threads)
+        if session is not None:
+            return _median(session, runs), f"ONNX Runtime, {told}"
+        with torch.inference_mode():
+            return _median(lambda: network(image), runs), f"PyTorch, {told}"
+    finally:
+        torch.set_num_threads(before)
+
+
+def _median(work: Callable[[], object], runs: int) -> float:
+    seconds = []
+    for _ in range(WARM_UP + runs):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[WARM_UP:])
+
+
+def _onnx_session(network: nn.Module, image: Tensor, threads: int) -> Callable[[], object] | None:
+    """Runs the network in ONNX Runtime; None where its packages lack, or it cannot be exported."""
+    if any(find_spec(name) is None for name in ONNX_PACKAGES):
+        return None
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    try:
+        content = onnx_file(network, image)
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception:  # noqa: BLE001  (exporters fail in any way; PyTorch's time is told instead, and that it is)
+        return None
+    given = {session.get_inputs()[0].name: image.numpy()}
+    return lambda: session.run(None, given)
+
+
+def onnx_file(network: nn.Module, image: Tensor) -> bytes:
+    """The network as one ONNX file, weights included, for images of this shape. Needs the extra `onnx`."""
+    with tempfile.TemporaryDirectory() as folder, _silent():
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(network, (image,), path, dynamo=True, external_data=False, verbose=False)
+        return path.read_bytes()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """The exporter tells its steps, its warnings and its dependencies' on three ways."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+            redirect_stdout(nowhere),
+            redirect_stderr(nowhere),
+        ):
+            yield
+    finally:
+        logger.setLevel(level)
