@@ -1,7 +1,7 @@
 """The evaluations of a student, its random twin and its teacher on one data set, as Markdown for docs/results.md.
 
     python bench/proof.py --student runs/small --teacher runs/teacher --name imagenette --image-size 112 \
-        --train-data D/imagenette224-subset/train.parquet --test-data D/imagenette224-subset/val.parquet --max-minutes 60
+        --train-data D/imagenette224-subset/train.parquet --test-data D/imagenette224-subset/val.parquet
 
 Runs `tinyseed evaluate retention` (k-NN, linear probe, 1 % and 10 % of the labels, cost), then the linear protocol of
 MoCo and transfer by fine-tuning for each of the three, in this order, and starts nothing more once the minutes are
