@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tinyseed.data.bands import require_readers
 from tinyseed.data.cache import digest
-from tinyseed.data.loader import EvaluationBatch, evaluation_batches
+from tinyseed.data.loader import BadRecord, EvaluationBatch, evaluation_batches
 from tinyseed.errors import RunError
 from tinyseed.evaluation.common import Side, bands_seen, device, model_digest
 from tinyseed.evaluation.features import BankKey, FeatureBank, embed, evaluating, find, keep
@@ -67,13 +67,14 @@ def embed_side(
     keys = _keys(encoder, side, pieces, half=half)
     rows = torch.empty(len(side), encoder.width, dtype=dtype)
     positions = torch.empty(len(side), dtype=torch.int64)
-    filled = 0
-    for bank in _pieces(encoder, side, pieces, keys, workers=workers, dtype=dtype, title=title):
+    filled, bad = 0, list[BadRecord]()
+    for bank in _pieces(encoder, side, pieces, keys, workers=workers, dtype=dtype, title=title, bad=bad):
         rows[filled : filled + len(bank.indices)] = bank.features
         positions[filled : filled + len(bank.indices)] = bank.indices
         filled += len(bank.indices)
     if not filled:
-        raise RunError("no image could be read, so there is nothing to evaluate")
+        why = f" (the last, {bad[-1].name}: {bad[-1].reason})" if bad else ""
+        raise RunError(f"no image could be read, so there is nothing to evaluate{why}")
     rows, positions = rows[:filled], positions[:filled]
     labels = side.labels[np.searchsorted(side.indices, positions.numpy())]
     return Photos(rows, torch.from_numpy(labels), positions, len(side) - filled)
@@ -97,8 +98,12 @@ def _pieces(
     workers: int,
     dtype: torch.dtype,
     title: str,
+    bad: list[BadRecord],
 ) -> Iterator[FeatureBank]:
-    """The bank of each piece in order; one loader runs over all that the cache lacks, so that workers start once."""
+    """The bank of each piece in order; one loader runs over all that the cache lacks, so that workers start once.
+
+    `bad` gets the images that could not be read; a piece without a readable one is not kept.
+    """
     lacking = [piece for piece, key in zip(pieces, keys, strict=True) if not key.path.is_file()]
     images = np.concatenate(lacking) if lacking else np.empty(0, np.int64)
     batches = _batches(encoder, side, images, workers) if len(images) else iter(())
@@ -109,8 +114,9 @@ def _pieces(
             bank = None if waiting else find(key)
             if bank is None:  # a damaged piece is read outside the stream
                 own = stream if waiting else _batches(encoder, side, piece, 0)
-                bank = _embed(encoder, islice(own, -(-len(piece) // BATCH)), dtype)
-                keep(key, bank)
+                bank = _embed(encoder, _noting(islice(own, -(-len(piece) // BATCH)), bad), dtype)
+                if len(bank.indices):
+                    keep(key, bank)
             yield bank
 
 
@@ -132,6 +138,12 @@ def _batches(
             workers=workers,
         )
     )
+
+
+def _noting(batches: Iterator[EvaluationBatch], bad: list[BadRecord]) -> Iterator[EvaluationBatch]:
+    for batch in batches:
+        bad += batch.bad
+        yield batch
 
 
 def _embed(encoder: Encoder, batches: Iterator[EvaluationBatch], dtype: torch.dtype) -> FeatureBank:
