@@ -10,7 +10,7 @@ from tinyseed.assets import CLOTHING_TEACHER, clothing
 from tinyseed.data.sources import open_source, subset
 from tinyseed.evaluation.command import embed_photos
 from tinyseed.evaluation.knn import knn
-from tinyseed.models.teacher import load_model, load_teacher
+from tinyseed.models.teacher import describe_teacher, load_model, load_teacher
 
 NAME = "tinyseed/clothing-resnet18"
 
@@ -25,6 +25,11 @@ def test_it_loads_by_name_with_its_head_and_contract():
     )
     rows = teacher(torch.randn(2, 3, 64, 64))
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(2))
+
+
+def test_it_can_be_asked_what_it_is():
+    described = describe_teacher(NAME)
+    assert (described.architecture, described.head, described.dim) == ("resnet18", "mlp", 128)
 
 
 def test_it_is_small_and_stores_what_needs_no_range_in_half_precision():

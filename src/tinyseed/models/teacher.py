@@ -165,7 +165,6 @@ def load_model(
     text = str(spec)
     if text.startswith(RANDOM):
         text, weights = text.removeprefix(RANDOM), "random"
-    text = str(BOXED.get(text, text))
     path = _as_path(text, field)
     if path is not None:
         if weights is not None and path.exists():
@@ -238,6 +237,8 @@ def _open(
 
 def _as_path(text: str, field: str) -> Path | None:
     """The file or folder that a text means, fetched where it is a URL; None where it is a model's name."""
+    if text in BOXED:
+        return BOXED[text]
     if is_url(text):
         return local_file(text, field)
     return Path(text).expanduser() if _is_path(text) else None
