@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from tinyseed.errors import InputError
-from tinyseed.models.backbones import build_backbone, find_model, is_model_name
+from tinyseed.models.backbones import build_backbone
 from tinyseed.models.encoder import Encoder, build_projector, load_encoder, save_encoder
+from tinyseed.models.names import find_model, is_model_name
 from tinyseed.models.teacher import load_teacher
 from tinyseed.models.wide_resnet import WideResNet
 

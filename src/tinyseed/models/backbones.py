@@ -18,31 +18,12 @@ from tinyseed.errors import InputError
 from tinyseed.models.authors import fit_published
 from tinyseed.models.channels import first_convolution_takes
 from tinyseed.models.contract import InputContract
-from tinyseed.models.names import Library, find_model, import_timm, is_model_name
+from tinyseed.models.names import Library, find_model, import_timm
 from tinyseed.models.seed_mobilenet import SeedMobileNet
 from tinyseed.models.torchvision_ops import ensure_torchvision
 from tinyseed.models.weights import StateDict, first_line, fit_weights, read_weights
 from tinyseed.models.wide_resnet import WIDTHS, WideResNet
 from tinyseed.shapes import Features, Images, Interpolation
-
-__all__ = [
-    "Backbone",
-    "Build",
-    "Library",
-    "Trunk",
-    "as_backbone",
-    "build_backbone",
-    "create",
-    "create_timm",
-    "create_torchvision",
-    "find_model",
-    "fit_backbone",
-    "import_timm",
-    "is_model_name",
-    "library_contract",
-    "probe_width",
-    "seeded",
-]
 
 _SWAV_STD = (0.228, 0.224, 0.225)  # as its code has it; ImageNet's red is 0.229
 

@@ -12,10 +12,9 @@ from tinyseed.models.backbones import (
     as_backbone,
     create_timm,
     create_torchvision,
-    find_model,
-    import_timm,
     seeded,
 )
+from tinyseed.models.names import find_model, import_timm
 from tinyseed.models.weights import first_line
 
 _PATIENCE = 10.0

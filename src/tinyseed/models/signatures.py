@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 
 from tinyseed.errors import InputError
-from tinyseed.models.backbones import Backbone, build_backbone, create, find_model
+from tinyseed.models.backbones import Backbone, build_backbone, create
+from tinyseed.models.names import find_model
 from tinyseed.models.weights import StateDict, fit_weights, misfits, told
 
 _COUNTER = "num_batches_tracked"

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from tinyseed.assets import CLOTHING_TEACHER
 from tinyseed.errors import InputError
-from tinyseed.models.backbones import build_backbone, is_model_name, probe_width
+from tinyseed.models.backbones import build_backbone, probe_width
 from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder, freeze, load_encoder, model_file
 from tinyseed.models.folding import fold_batch_norm
 from tinyseed.models.formats import Output, TeacherFile, describe, is_export, load_file, with_output
 from tinyseed.models.huggingface import PREFIX, load_transformers
+from tinyseed.models.names import is_model_name
 from tinyseed.models.pretrained import build_pretrained
 from tinyseed.models.remote import is_url, local_file
 from tinyseed.models.signatures import arch_flag

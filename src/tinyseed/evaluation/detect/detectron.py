@@ -9,8 +9,8 @@ import numpy as np
 from torch import nn
 
 from tinyseed.errors import InputError
-from tinyseed.models.backbones import import_timm
 from tinyseed.models.encoder import Encoder
+from tinyseed.models.names import import_timm
 from tinyseed.models.weights import write_atomically
 
 _PLAIN = re.compile(
