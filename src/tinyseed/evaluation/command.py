@@ -5,11 +5,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from tinyseed.data.loader import evaluation_batches
 from tinyseed.data.sources import Source
-from tinyseed.data.split import sample
 from tinyseed.evaluation import reporting
 from tinyseed.evaluation.bank import Photos, Precision, embed_side
 from tinyseed.evaluation.common import (
@@ -23,7 +21,7 @@ from tinyseed.evaluation.common import (
     open_sides,
 )
 from tinyseed.evaluation.features import embed, evaluating
-from tinyseed.evaluation.knn import align_labels, knn
+from tinyseed.evaluation.knn import knn
 from tinyseed.evaluation.reporting import Clock, Report
 from tinyseed.evaluation.state import Figures
 from tinyseed.models.encoder import Encoder
@@ -127,31 +125,18 @@ def measure_knn(
     return results, bank.unreadable + (0 if sides.same else tested.unreadable)
 
 
-def embed_photos(
-    encoder: Encoder,
-    source: Source,
-    size: int,
-    classes: tuple[str, ...] | None = None,
-    *,
-    limit: int | None = None,
-    workers: int = 0,
-) -> Photos:
-    """Embed a source in the evaluation view; labels are positions in `classes` (the source's own by default)."""
-    where = device()
-    indices: NDArray[np.int64] = np.arange(len(source))
-    if limit is not None:
-        indices = sample(indices, limit, seed=0, name="limit")
-    contract = encoder.input
-    bands = bands_seen(contract)
+def embed_photos(encoder: Encoder, source: Source, size: int) -> Photos:
+    """Embed a whole source in the evaluation view, labelled or not; nothing is kept in the cache."""
+    where, contract = device(), encoder.input
+    images = np.arange(len(source), dtype=np.int64)
     batches = evaluation_batches(
-        source, indices, size=size, interpolation=contract.interpolation, bands=bands, workers=workers
+        source, images, size=size, interpolation=contract.interpolation, bands=bands_seen(contract)
     )
     encoder = encoder.to(where)
     with evaluating(encoder):
         bank = embed(encoder.features, batches, device=where, mean=contract.mean, std=contract.std)
-    given = np.full(len(source), -1) if source.labels is None else source.labels
-    labels = align_labels(source.classes if classes is None else classes, source.classes, given)
-    unreadable = len(indices) - len(bank.indices)
+    labels = np.full(len(source), -1) if source.labels is None else source.labels
+    unreadable = len(images) - len(bank.indices)
     return Photos(bank.features, torch.from_numpy(labels[bank.indices.numpy()]), bank.indices, unreadable)
 
 

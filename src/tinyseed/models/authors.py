@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from tinyseed.errors import InputError
-from tinyseed.models.weights import StateDict, fit_weights, misfits
+from tinyseed.models.weights import StateDict, fit_weights, misfits, without
 
 _CONVERTERS = ("checkpoint_filter_fn", "_filter_fn")
 _RESIZED = ("pos_embed", "patch_embed", "relative_position_bias_table")
@@ -34,21 +34,14 @@ def fit_published(
     Raises:
         InputError: lists what does not fit; the network is as it was.
     """
-    prefixes = tuple(f"{module}." for module in left_out)
     wanted = network.state_dict()
-    if any(misfits(wanted, _of_trunk(state, wanted, prefixes)).values()):
+    if any(misfits(wanted, without(left_out, state, wanted)).values()):
         converted = _converted(network, state)
         # A converter that gains nothing would only hide what the file's own names are.
-        if converted is not None and not any(
-            misfits(wanted, _of_trunk(converted, wanted, prefixes)).values()
-        ):
+        if converted is not None and not any(misfits(wanted, without(left_out, converted, wanted)).values()):
             _refuse_resized(state, converted, name, source, field)
             state = converted
     fit_weights(network, state, name=name, source=source, field=field, left_out=left_out)
-
-
-def _of_trunk(state: StateDict, wanted: StateDict, prefixes: tuple[str, ...]) -> StateDict:
-    return {key: value for key, value in state.items() if key in wanted or not key.startswith(prefixes)}
 
 
 def _converted(network: nn.Module, state: StateDict) -> StateDict | None:

@@ -112,6 +112,12 @@ def _state_dict(content: object, path: Path, field: str) -> StateDict:
     return {str(name): value for name, value in content.items()}
 
 
+def without(left_out: Sequence[str], state: StateDict, wanted: StateDict) -> StateDict:
+    """A state dict but for modules that the network does without, unless it wants their tensors after all."""
+    prefixes = tuple(f"{module}." for module in left_out)
+    return {key: value for key, value in state.items() if key in wanted or not key.startswith(prefixes)}
+
+
 def fit_weights(
     network: nn.Module,
     state: StateDict,
@@ -135,8 +141,7 @@ def fit_weights(
         InputError: lists missing, unexpected and mis-shaped tensors; the network is as it was.
     """
     wanted = network.state_dict()
-    prefixes = tuple(f"{module}." for module in left_out)
-    given = {key: value for key, value in state.items() if key in wanted or not key.startswith(prefixes)}
+    given = without(left_out, state, wanted)
     problems = told(misfits(wanted, given))
     if problems:
         raise InputError(field, source, f"does not fit {name}, nothing was loaded: {problems}")
