@@ -41,7 +41,7 @@ from tinyseed.data.views import (
     random_view,
     render,
 )
-from tinyseed.models.torchvision_ops import ensure_torchvision
+from tinyseed.torchvision_ops import ensure_torchvision
 
 ensure_torchvision()
 

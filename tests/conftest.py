@@ -19,7 +19,7 @@ _checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # pyright: i
 sys.modules[_checker.__name__] = _checker
 install_import_hook("tinyseed", "tinyseed_type_checker.check")
 
-from tinyseed.models.torchvision_ops import ensure_torchvision  # noqa: E402  (the hook has to come first)
+from tinyseed.torchvision_ops import ensure_torchvision  # noqa: E402  (the hook has to come first)
 
 ensure_torchvision()
 

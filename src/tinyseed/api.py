@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tinyseed.engine.config import (
     DistillConfig,
@@ -121,8 +121,6 @@ def evaluate(
         InputError: a setting, path or model is wrong, or the images have no labels.
     """
     if evaluation == "detect":
-        if isinstance(settings.get("image_size"), int):
-            settings["image_size"] = (settings["image_size"],)
         required = {"train_data": _several(train_data), "test_data": _several(test_data)}
         return run_detect(DetectConfig(**required, **_settings(DetectConfig, settings)))
     if not test_data:
@@ -191,15 +189,18 @@ def _settings(config: type, given: dict[str, Any], verb: str | None = None) -> d
             )
     recipe = given.get("recipe")
     filled = given if recipe is None or verb is None else settings_of(recipe, verb) | given
-    return {name: _held(name, value) for name, value in filled.items()}
+    hints = get_type_hints(config)
+    return {name: _held(name, value, hints[name]) for name, value in filled.items()}
 
 
-def _held(name: str, value: Any) -> Any:  # noqa: ANN401
-    """A value as the settings hold it: paths as texts, several things as a tuple, `out` as a path."""
+def _held(name: str, value: Any, hint: Any) -> Any:  # noqa: ANN401
+    """A value as the settings hold it: paths as texts, several things or one of several as a tuple, `out` as a path."""
     if name in ("data", "val_data", "train_data", "test_data", "compare"):
         return _several(value)
     if name == "out":
         return None if value is None else Path(value)
     if isinstance(value, list):
         return tuple(str(item) if isinstance(item, Path) else item for item in value)
+    if isinstance(value, int | float) and get_origin(hint) is tuple and get_args(hint)[-1] is ...:
+        return (value,)
     return str(value) if isinstance(value, Path) else value

@@ -117,7 +117,6 @@ def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
         ("shard-{000..099}.tar", "not supported yet"),
         ("shard-000.tar.gz", "not supported yet"),
         ("hf:owner/name", "not supported yet"),
-        ("torchvision:CIFAR10", "not supported yet"),
         ("s3://bucket/train", "not supported yet"),
         ("https://example.org/a.parquet", "not supported yet"),
         ("", "an empty text"),

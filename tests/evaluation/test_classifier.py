@@ -54,6 +54,21 @@ def test_a_frozen_trunk_stays_as_it_is_batch_norm_included(sides, small):
     assert measure_classifier(model, sides.test)[0]["top1"] >= 70
 
 
+def test_bfloat16_learns_as_float32_does_and_leaves_float32_weights(sides, small):
+    models = {
+        precision: fit_classifier(small, sides.train, 3, FINETUNE, precision=precision)
+        for precision in ("32", "bf16")
+    }
+    heads = {precision: model.head.weight.detach() for precision, model in models.items()}
+    assert heads["bf16"].dtype == torch.float32
+    distance = float((heads["bf16"] - heads["32"]).norm() / heads["32"].norm())
+    assert 1e-6 < distance < 0.5  # another arithmetic, the same training
+    tops = {
+        precision: measure_classifier(model, sides.test)[0]["top1"] for precision, model in models.items()
+    }
+    assert abs(tops["bf16"] - tops["32"]) <= 15
+
+
 @pytest.mark.parametrize("recipe", [FINETUNE, FROZEN], ids=["finetune", "frozen"])
 def test_a_stopped_training_goes_on_as_if_it_had_not(sides, small, tmp_path, monkeypatch, recipe):
     monkeypatch.setattr(module, "SAVE_SECONDS", 0)

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from tinyseed.data.cache import digest
 from tinyseed.data.folder import EXTENSIONS, open_folder, open_list
+from tinyseed.data.named import open_named
 from tinyseed.data.parquet import open_parquet
 from tinyseed.errors import InputError
 
-_SUPPORTED = "give a folder of images, a text file of paths (.txt or .list) or *.parquet"
-_PLANNED = re.compile(r"^(hf|torchvision):|://|\.(tar|tgz|zip)(\.\w+)?$", re.IGNORECASE)
+_SUPPORTED = "give a folder of images, a text file of paths (.txt or .list), *.parquet or torchvision:NAME"
+_PLANNED = re.compile(r"^hf:|://|\.(tar|tgz|zip)(\.\w+)?$", re.IGNORECASE)
 _SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"})
 
 
@@ -56,8 +57,8 @@ def open_source(specs: Sequence[str], field: str = "--data") -> Source:
 
     Args:
         specs: folders (searched recursively, the first sub-folder names the class), text files of paths (.txt
-            or .list), Parquet files, patterns of them or folders of them. Several are one after the other;
-            classes of the same name are one class.
+            or .list), Parquet files, patterns of them or folders of them, `torchvision:NAME[:SPLIT][@FOLDER]`.
+            Several are one after the other; classes of the same name are one class.
         field: the argument to name in errors.
 
     Raises:
@@ -170,6 +171,8 @@ def _open_one(spec: str, field: str) -> Source:
         raise InputError(field, "(an empty text)", _SUPPORTED)
     if path.is_dir():
         return open_folder(path, field) or _parquet_folder(path, field)
+    if spec.lower().startswith("torchvision:"):
+        return open_named(spec, field)
     if _PLANNED.search(spec):
         raise InputError(field, spec, f"is of a kind that is not supported yet: {_SUPPORTED}")
     kind = path.suffix.lower()

@@ -4,7 +4,7 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 from tinyseed.engine.config import PretrainSwAVConfig, TrainConfig
-from tinyseed.models.torchvision_ops import ensure_torchvision
+from tinyseed.torchvision_ops import ensure_torchvision
 
 LR_BATCH = 256
 """The batch that `--lr` is meant for."""

@@ -18,7 +18,8 @@ from tinyseed.data.loader import usable_cores
 from tinyseed.engine.config import TrainConfig
 from tinyseed.errors import InputError
 from tinyseed.methods.method import Alone, Group
-from tinyseed.models.torchvision_ops import ensure_torchvision
+from tinyseed.precision import native_bf16
+from tinyseed.torchvision_ops import ensure_torchvision
 
 PrecisionName = Literal["32", "bf16", "16"]
 
@@ -167,15 +168,7 @@ def resolve_precision(wanted: str, on_gpu: bool) -> PrecisionName:
                 raise InputError("--precision", 16, "float16 needs a GPU; give bf16 or 32")
             return "16"
         case _:
-            native = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _cpu_has_bf16()
-            return "bf16" if native else "32"
-
-
-def _cpu_has_bf16() -> bool:
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
-    if capabilities:
-        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+            return "bf16" if native_bf16(on_gpu) else "32"
 
 
 def _plugin(precision: PrecisionName, device: str) -> Precision:

@@ -38,12 +38,21 @@ from tinyseed.models.backbones import Backbone, seeded
 from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder
 from tinyseed.models.weights import write_atomically
+from tinyseed.precision import EvaluationPrecision, autocast_dtype
 from tinyseed.shapes import Features, Images
 
 SAVE_SECONDS = 30.0
 """Between checkpoints, at the end of an epoch."""
 
 REFERENCE_BATCH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedConfig:
+    """What evaluations that train a network are told."""
+
+    precision: EvaluationPrecision = "auto"
+    """Arithmetic of networks while they are trained; auto: bf16 where the hardware has it. Figures are float32's."""
 
 
 class DivergedError(RunError):
@@ -97,9 +106,12 @@ class Classifier(nn.Module):
             nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, images: Images) -> Features:
-        """Scores, one for each class."""
-        with torch.set_grad_enabled(self.trained_trunk and torch.is_grad_enabled()):
+    def forward(self, images: Images, autocast: torch.dtype | None = None) -> Features:
+        """Scores, one for each class; autocast: what the trunk computes in, None for float32."""
+        with (
+            torch.set_grad_enabled(self.trained_trunk and torch.is_grad_enabled()),
+            torch.autocast(images.device.type, dtype=autocast, enabled=autocast is not None),
+        ):
             features = self.backbone(images)
         return self.head(features.float())
 
@@ -121,6 +133,7 @@ def fit_classifier(
     workers: int = 0,
     checkpoint: Path | None = None,
     title: str = "training",
+    precision: EvaluationPrecision = "auto",
 ) -> Classifier:
     """Train a classifier; the encoder itself is left as it was.
 
@@ -133,6 +146,7 @@ def fit_classifier(
         workers: processes that decode.
         checkpoint: file that a stopped run goes on from, written at the end of an epoch, at most every 30 s.
         title: for the progress line.
+        precision: of the networks; weights, head and loss are float32.
 
     Raises:
         DivergedError: the loss is no finite number.
@@ -161,7 +175,14 @@ def fit_classifier(
     model.train()
     for epoch in track(range(first, recipe.epochs), f"{title}: epochs", recipe.epochs, first):
         loss = _epoch(
-            model, optimizer, recipe, plan, batches=batches, labels=torch.from_numpy(labels), epoch=epoch
+            model,
+            optimizer,
+            recipe,
+            plan,
+            batches=batches,
+            labels=torch.from_numpy(labels),
+            epoch=epoch,
+            autocast=autocast_dtype(precision, device()),
         )
         if not math.isfinite(loss):
             raise DivergedError(
@@ -206,6 +227,7 @@ def _epoch(
     batches: Iterator[TrainingBatch],
     labels: Tensor,
     epoch: int,
+    autocast: torch.dtype | None,
 ) -> float:
     """One pass; returns the mean loss."""
     total = torch.zeros((), device=device())
@@ -220,7 +242,7 @@ def _epoch(
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * recipe.factor(step, plan.steps_per_epoch)
         with seeded((plan.seed << 32) + step):  # dropout, where a trunk has any
-            loss = cross_entropy(model(images.contiguous(memory_format=torch.channels_last)), right)
+            loss = cross_entropy(model(images.contiguous(memory_format=torch.channels_last), autocast), right)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

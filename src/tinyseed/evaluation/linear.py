@@ -9,7 +9,7 @@ from typing import Literal
 from tinyseed.errors import InputError
 from tinyseed.evaluation import reporting
 from tinyseed.evaluation.bank import Photos, Precision, embed_side
-from tinyseed.evaluation.classifier import Recipe, fit_classifier, measure_classifier
+from tinyseed.evaluation.classifier import Recipe, TrainedConfig, fit_classifier, measure_classifier
 from tinyseed.evaluation.common import (
     EvaluateConfig,
     Sides,
@@ -27,7 +27,7 @@ from tinyseed.models.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearConfig(EvaluateConfig):
+class LinearConfig(TrainedConfig, EvaluateConfig):
     """`tinyseed evaluate linear`."""
 
     protocol: Literal["fast", "moco"] = "fast"
@@ -147,6 +147,7 @@ def _moco(config: LinearConfig, encoder: Encoder, sides: Sides, state: State) ->
             workers=config.workers,
             checkpoint=state.path(f"{seed}.ckpt"),
             title=f"linear layer, seed {seed}",
+            precision=config.precision,
         )
         figures, missing = measure_classifier(model, sides.test, workers=config.workers)
         return figures | {"unreadable": missing}
@@ -162,7 +163,7 @@ def _moco(config: LinearConfig, encoder: Encoder, sides: Sides, state: State) ->
 
 def _decisive(config: LinearConfig) -> str:
     """The settings that change what MoCo's protocol does."""
-    return f"{config.protocol} {config.epochs} {config.batch_size} {config.lr}"
+    return f"{config.protocol} {config.epochs} {config.batch_size} {config.lr} {config.precision}"
 
 
 def _check(config: LinearConfig) -> None:

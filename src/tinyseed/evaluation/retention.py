@@ -79,7 +79,8 @@ def run(config: RetentionConfig) -> Report:
     models = _contestants(config)
     digests = [model_digest(model.encoder) for model in models]
     subsets = [] if config.quick else [few_labels(sides.train, part, config.seed) for part in config.fraction]
-    settings = (config.fraction, config.epochs, config.batch_size, config.lr, config.lr_head, config.seed)
+    learned = (config.epochs, config.batch_size, config.lr, config.lr_head, config.precision)
+    settings = (config.fraction, *learned, config.seed)
     state = State(
         "retention", settings, config.threads, digests, sides.train.fingerprint, sides.test.fingerprint
     )

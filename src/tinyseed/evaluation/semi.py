@@ -19,6 +19,7 @@ from tinyseed.evaluation import reporting
 from tinyseed.evaluation.classifier import (
     REFERENCE_BATCH,
     Recipe,
+    TrainedConfig,
     fit_classifier,
     measure_classifier,
 )
@@ -45,7 +46,7 @@ FEWEST_BATCHES, FEWEST_STEPS, SMALLEST_BATCH = 4, 200, 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuning:
+class Tuning(TrainedConfig):
     """How few labels are learned from; "auto" is SwAV's setting, made fit for small subsets."""
 
     fraction: tuple[float, ...] = (0.01, 0.1)
@@ -174,6 +175,7 @@ def measure_semi(
             workers=workers,
             checkpoint=state.path("last.ckpt"),
             title=f"{few.name} of the labels",
+            precision=tuning.precision,
         )
         figures, unreadable = measure_classifier(model, sides.test, workers=workers)
         return figures | {"unreadable": unreadable}
@@ -213,6 +215,6 @@ def recipe_for(images: int, share: float, tuning: Tuning) -> tuple[Recipe, list[
 
 def semi_state(encoder: Encoder, sides: Sides, few: Few, tuning: Tuning, seed: int) -> State:
     """What a stopped fine-tuning has left."""
-    settings = (tuning.epochs, tuning.batch_size, tuning.lr, tuning.lr_head, seed)
+    settings = (tuning.epochs, tuning.batch_size, tuning.lr, tuning.lr_head, tuning.precision, seed)
     data = (sides.train.take(few.places).fingerprint, sides.test.fingerprint, len(sides.train))
     return State("semi", settings, data, model_digest(encoder))

@@ -14,6 +14,7 @@ from tinyseed.evaluation.bank import Precision
 from tinyseed.evaluation.classifier import (
     DivergedError,
     Recipe,
+    TrainedConfig,
     fit_classifier,
     measure_classifier,
 )
@@ -45,7 +46,7 @@ _PER_CLASS = re.compile(r"caltech.?101|\bpets?\b|iiit.?pet|aircraft|flowers", re
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferConfig(EvaluateConfig):
+class TransferConfig(TrainedConfig, EvaluateConfig):
     """`tinyseed evaluate transfer`."""
 
     mode: Literal["linear", "finetune"] = "linear"
@@ -77,7 +78,8 @@ def run(config: TransferConfig) -> Report:
     sides = open_sides(config)
     encoder = open_model(config.model, config.image_size, arch=config.model_arch)
     metric = metric_for(config)
-    settings = (config.mode, metric, config.epochs, config.batch_size, config.weight_decay, config.seed)
+    learned = (config.epochs, config.batch_size, config.weight_decay, config.precision)
+    settings = (config.mode, metric, *learned, config.seed)
     state = State(
         "transfer",
         settings,
@@ -150,6 +152,7 @@ class _Tuner:
             workers=self.config.workers,
             checkpoint=self.state.path(f"{rate:g}-{len(train)}.ckpt"),
             title=f"learning rate {rate:g}",
+            precision=self.config.precision,
         )
         figures, unreadable = measure_classifier(model, test, workers=self.config.workers)
         return {**figures, "unreadable": unreadable}

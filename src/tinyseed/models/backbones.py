@@ -20,10 +20,10 @@ from tinyseed.models.channels import first_convolution_takes
 from tinyseed.models.contract import InputContract
 from tinyseed.models.names import Library, find_model, import_timm
 from tinyseed.models.seed_mobilenet import SeedMobileNet
-from tinyseed.models.torchvision_ops import ensure_torchvision
 from tinyseed.models.weights import StateDict, first_line, fit_weights, read_weights
 from tinyseed.models.wide_resnet import WIDTHS, WideResNet
 from tinyseed.shapes import Features, Images, Interpolation
+from tinyseed.torchvision_ops import ensure_torchvision
 
 _SWAV_STD = (0.228, 0.224, 0.225)  # as its code has it; ImageNet's red is 0.229
 

@@ -8,8 +8,8 @@ import difflib
 from typing import Any, Literal, get_args
 
 from tinyseed.errors import InputError
-from tinyseed.models.torchvision_ops import ensure_torchvision
 from tinyseed.models.wide_resnet import WIDTHS
+from tinyseed.torchvision_ops import ensure_torchvision
 
 Library = Literal["timm", "torchvision", "swav", "seed", "transformers"]
 """Where a network is from; those of transformers are no students, so no name has it as its first part."""

@@ -6,8 +6,8 @@ Tensor names are torchvision's, so SwAV's released files fit as they are.
 import torch
 from torch import nn
 
-from tinyseed.models.torchvision_ops import ensure_torchvision
 from tinyseed.shapes import Features, Images
+from tinyseed.torchvision_ops import ensure_torchvision
 
 WIDTHS = {"resnet50": 1, "resnet50w2": 2, "resnet50w4": 4, "resnet50w5": 5}
 """Models of `swav/NAME`, and what their widths are multiplied by."""

@@ -23,7 +23,7 @@ from tinyseed.evaluation.detect.config import (
     out_folder,
 )
 from tinyseed.evaluation.detect.masks import require_pycocotools
-from tinyseed.evaluation.detect.network import autocast_dtype, build_detector
+from tinyseed.evaluation.detect.network import build_detector
 from tinyseed.evaluation.detect.page import markdown
 from tinyseed.evaluation.detect.progress import Progress
 from tinyseed.evaluation.detect.scenes import SceneSet
@@ -33,6 +33,7 @@ from tinyseed.evaluation.detect.voc import read_voc
 from tinyseed.models.encoder import Encoder
 from tinyseed.models.teacher import RANDOM, load_model, weights_digest
 from tinyseed.models.weights import write_atomically
+from tinyseed.precision import autocast_dtype
 
 Stop = Callable[[], bool]
 
@@ -128,7 +129,7 @@ def _task(config: DetectConfig, folder: Path, progress: Progress) -> _Task:
         _workers(config),
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return _Task(config, plan, *sides, folder, device, autocast_dtype(device), progress)
+    return _Task(config, plan, *sides, folder, device, autocast_dtype("auto", device), progress)
 
 
 def _read(config: DetectConfig) -> tuple[SceneSet, SceneSet]:

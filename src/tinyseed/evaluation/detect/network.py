@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tinyseed.evaluation.detect.levels import Norm, feature_levels
 from tinyseed.models.backbones import seeded
 from tinyseed.models.encoder import Encoder
-from tinyseed.models.torchvision_ops import ensure_detection
+from tinyseed.torchvision_ops import ensure_detection
 
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
@@ -114,12 +114,3 @@ def _as_given(encoder: Encoder) -> nn.Module:
 
     contract = encoder.input
     return AsGiven(1, 1, list(contract.mean), list(contract.std))
-
-
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """bfloat16 where the hardware multiplies it natively, None for float32."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    native = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
-    return torch.bfloat16 if native else None

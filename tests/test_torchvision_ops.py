@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tinyseed.models.torchvision_ops import (
+from tinyseed.torchvision_ops import (
     ensure_detection,
     ensure_torchvision,
     non_maximum_suppression,
@@ -59,7 +59,7 @@ def run_alone(code):
 
 def test_timm_and_detection_import_without_a_warning():
     done = run_alone(
-        "from tinyseed.models.torchvision_ops import ensure_torchvision\n"
+        "from tinyseed.torchvision_ops import ensure_torchvision\n"
         "ensure_torchvision()\n"
         "import timm, torchvision.models.detection\n"
         "ensure_torchvision()\n"
@@ -72,7 +72,7 @@ def test_nothing_is_declared_where_the_compiled_library_loads():
     """The library is stood in for by a load that declares the operators, as its constructors do."""
     done = run_alone(
         "import torch\n"
-        "from tinyseed.models import torchvision_ops\n"
+        "from tinyseed import torchvision_ops\n"
         "stand_in = torch.library.Library('torchvision', 'DEF')\n"
         "declare = lambda path: stand_in.define('nms(Tensor dets, Tensor scores, float limit) -> Tensor')\n"
         "torch.ops.load_library = declare\n"
