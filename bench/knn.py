@@ -84,7 +84,7 @@ def measure(arguments: argparse.Namespace) -> dict:
 def tinyseed(arguments, half, bank, queries):
     import torch
 
-    from tinyseed.evaluation.knn import nearest
+    from tinyseed.evaluation.search import nearest
 
     torch.set_num_threads(arguments.threads)
     dtype = torch.float16 if half else torch.float32

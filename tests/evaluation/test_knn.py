@@ -1,15 +1,15 @@
 """k-NN against scikit-learn's, against hand-made votes, and its refusals."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from tinyseed.errors import InputError, RunError
+from tinyseed.errors import InputError
 from tinyseed.evaluation import knn as module
-from tinyseed.evaluation.knn import Neighbours, align_labels, knn, nearest, vote
+from tinyseed.evaluation import search
+from tinyseed.evaluation.knn import align_labels, knn, vote
+from tinyseed.evaluation.search import Neighbours, nearest
 
 
 def clusters(images: int, classes: int, width: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,8 +26,7 @@ def clusters(images: int, classes: int, width: int, seed: int = 0) -> tuple[torc
 def tiles(request, monkeypatch):
     """The same result whether the similarities fit one tile or are taken in many odd ones."""
     if request.param == "many tiles":
-        monkeypatch.setattr(module, "QUERY_BLOCK", 97)
-        monkeypatch.setattr(module, "BANK_BLOCK", 211)
+        monkeypatch.setattr(search, "TILE", (97, 211))
         monkeypatch.setattr(module, "VOTE_NUMBERS", 400)
 
 
@@ -57,36 +56,6 @@ def test_classes_equal_scikit_learn(tiles, weighting, k):
         <= result.top1 + 1e-9
         <= right[clear].mean() * clear.mean() + ties + 2e-9
     )
-
-
-def test_nearest_are_those_of_a_float64_sort(tiles):
-    bank, _ = clusters(523, 5, 16)
-    queries, _ = clusters(111, 5, 16, seed=1)
-    found = nearest(queries, bank, 40)
-    cosines = torch.cosine_similarity(queries.double()[:, None], bank.double()[None], dim=2)
-    assert torch.equal(found.positions, cosines.argsort(1, descending=True)[:, :40])
-    torch.testing.assert_close(
-        found.similarities.double(), cosines.gather(1, found.positions), atol=1e-6, rtol=0
-    )
-
-
-def test_an_image_is_not_its_own_neighbour(tiles):
-    features, _ = clusters(211, 5, 16)
-    for count in (1, 20, 210):
-        found = nearest(features, features, count, exclude_self=True)
-        assert not (found.positions == torch.arange(211)[:, None]).any()
-        assert found.similarities.isfinite().all()
-        assert all(len(row.unique()) == count for row in found.positions)
-
-
-@pytest.mark.parametrize("columns", [1, 2, 39, 40, 41, 159, 160, 161, 1000])
-def test_the_grouped_search_is_topk(columns):
-    values = torch.randn(13, columns, generator=torch.Generator().manual_seed(columns))
-    for count in {1, min(2, columns), min(10, columns), columns}:
-        largest, positions = module._largest(values, count)
-        expected = values.topk(count, 1)
-        assert torch.equal(largest, expected.values)
-        assert torch.equal(positions, expected.indices)
 
 
 def test_leave_one_out_equals_scikit_learn_one_by_one():
@@ -207,17 +176,6 @@ def test_leave_one_out_has_one_voter_less():
         knn(features, labels, features, labels, k=(20,), leave_one_out=True)
     with pytest.raises(ValueError, match="needs test to be train"):
         knn(features, labels, features[:5], labels[:5], k=(2,), leave_one_out=True)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_features_that_are_no_numbers_are_refused(bad):
-    bank = torch.randn(20, 4)
-    queries = bank.clone()
-    queries[3, 1] = bad
-    with pytest.raises(RunError, match="NaN or infinite"):
-        nearest(queries, bank, 3)
-    with pytest.raises(RunError, match="NaN or infinite"):
-        nearest(bank, queries, 3)
 
 
 def test_features_of_any_precision_and_gradient():

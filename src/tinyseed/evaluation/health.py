@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tinyseed.evaluation.knn import nearest
+from tinyseed.evaluation.search import nearest
 from tinyseed.shapes import Features
 
 

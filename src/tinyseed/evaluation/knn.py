@@ -1,38 +1,25 @@
 """k-nearest-neighbour classification: what a frozen network has learned, told by its neighbours.
 
-`nearest` finds the neighbours, `vote` turns them into classes, `knn` counts how often the class is right.
-Imports errors and shapes.
+`search.nearest` finds the neighbours, `vote` turns them into classes, `knn` counts how often the class is right.
+Imports search, errors and shapes.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from tinyseed.errors import InputError, RunError
+from tinyseed.errors import InputError
+from tinyseed.evaluation.search import Neighbours, nearest
 from tinyseed.shapes import Indices
-
-QUERY_BLOCK, BANK_BLOCK = 256, 65_536
-"""Similarities computed at once: 64 MB, whatever the sizes of the data sets."""
 
 VOTE_NUMBERS = 1 << 22
 """Votes [n, classes] held at once: 32 MB."""
-
-
-class Neighbours(NamedTuple):
-    """The nearest images of a bank, nearest first."""
-
-    similarities: Float[Tensor, "n k"]
-    """Cosine, -1 to 1."""
-    positions: Int64[Tensor, "n k"]
-    """Rows of the bank."""
 
 
 @dataclass(frozen=True)
@@ -140,93 +127,6 @@ def _refuse(k: Sequence[int], voters: Tensor, tested: Tensor, *, leave_one_out: 
     most = len(voters) - leave_one_out
     if max(k) > most:
         raise InputError("--k", max(k), f"there are {most} labelled images to vote; give at most that many")
-
-
-@torch.no_grad()
-def nearest(
-    queries: Float[Tensor, "n f"], bank: Float[Tensor, "m f"], count: int, *, exclude_self: bool = False
-) -> Neighbours:
-    """The `count` images of a bank with the highest cosine similarity to each query, nearest first.
-
-    Exact, on the device of the queries; memory stays bounded by tiles of similarities. Matrix products follow
-    `torch.set_float32_matmul_precision`, whose default is full float32. Which of several equally similar
-    images comes first is up to `torch.topk`, and the same in each run on a machine.
-
-    Args:
-        queries: features, any scale.
-        bank: features to look among.
-        count: neighbours a query.
-        exclude_self: the queries are the bank, and an image is no neighbour of itself.
-
-    Raises:
-        ValueError: the bank holds fewer images than are asked for.
-        RunError: features that are no finite numbers.
-    """
-    if not 1 <= count <= len(bank) - exclude_self:
-        raise ValueError(f"{count} neighbours asked for among {len(bank) - exclude_self}")
-    if not (_finite(queries) and _finite(bank)):
-        raise RunError(
-            "the features hold numbers that are NaN or infinite: the model that made them has diverged"
-        )
-    values = torch.full((len(queries), count), -math.inf, device=queries.device)
-    best = Neighbours(values, torch.zeros_like(values, dtype=torch.int64))
-    tile = torch.empty(min(QUERY_BLOCK, len(queries)) * min(BANK_BLOCK, len(bank)), device=queries.device)
-    for column in range(0, len(bank), BANK_BLOCK):  # the longer loop is outside: its rows are normalised once
-        unit_bank = normalize(bank[column : column + BANK_BLOCK].to(queries.device).float(), dim=1)
-        for row in range(0, len(queries), QUERY_BLOCK):
-            unit_queries = normalize(queries[row : row + QUERY_BLOCK].float(), dim=1)
-            similarities = _similarities(unit_queries, unit_bank, tile)
-            if exclude_self and -len(unit_queries) < row - column < len(unit_bank):
-                similarities.diagonal(row - column).fill_(-math.inf)
-            _keep_best(best, row, column, similarities)
-    return best
-
-
-def _similarities(
-    queries: Float[Tensor, "n f"], bank: Float[Tensor, "m f"], tile: Float[Tensor, " t"]
-) -> Float[Tensor, "n m"]:
-    """Cosines of unit rows, in a buffer that is used again: fresh pages would cost a fifth of the time."""
-    similarities = tile[: len(queries) * len(bank)].view(len(queries), len(bank))
-    return torch.mm(queries, bank.T, out=similarities)
-
-
-def _keep_best(best: Neighbours, row: int, column: int, similarities: Float[Tensor, "n m"]) -> None:
-    """Merge a tile, whose first entry is query `row` and image `column`, into the best found so far."""
-    rows, count = slice(row, row + len(similarities)), best.similarities.shape[1]
-    values, positions = _largest(similarities, min(count, similarities.shape[1]))
-    if column == 0 and values.shape[1] == count:  # nothing was found before
-        best.similarities[rows], best.positions[rows] = values, positions
-        return
-    values = torch.cat((best.similarities[rows], values), 1)
-    positions = torch.cat((best.positions[rows], positions + column), 1)
-    best.similarities[rows], order = values.topk(count, 1)
-    best.positions[rows] = positions.gather(1, order)
-
-
-def _finite(features: Float[Tensor, "n f"]) -> bool:
-    """A sum of finite float64 numbers is finite; in blocks, because `sum` makes a float64 copy of what it adds."""
-    blocks = features.split(QUERY_BLOCK * 16)
-    return all(math.isfinite(float(block.sum(dtype=torch.float64))) for block in blocks)
-
-
-def _largest(values: Float[Tensor, "n m"], count: int) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:
-    """`topk`, exact and up to twice as fast: the largest are in the `count` groups with the largest maxima.
-
-    With groups of √(columns / count) both searches are short, and maxima are taken at the speed of memory.
-    """
-    columns = values.shape[1]
-    size = math.isqrt(columns // count)
-    if size < 2:
-        return values.topk(count, 1)
-    groups = columns // size  # group g is the columns g, g + groups, g + 2·groups, …
-    maxima = values[:, : groups * size].unflatten(1, (size, groups)).amax(1)
-    chosen = maxima.topk(count, 1, sorted=False).indices
-    offsets = torch.arange(size, device=values.device)[:, None] * groups
-    candidates = (chosen[:, None, :] + offsets).flatten(1)
-    rest = torch.arange(groups * size, columns, device=values.device).expand(len(values), -1)
-    candidates = torch.cat((candidates, rest), 1)
-    largest, order = values.gather(1, candidates).topk(count, 1)
-    return largest, candidates.gather(1, order)
 
 
 def vote(
