@@ -3,16 +3,18 @@
     python bench/proof.py --student runs/small --teacher runs/teacher --name imagenette --image-size 112 \
         --train-data D/imagenette224-subset/train.parquet --test-data D/imagenette224-subset/val.parquet
 
-Runs `tinyseed evaluate retention` (k-NN, linear probe, 1 % and 10 % of the labels, cost), then the linear protocol of
-MoCo and transfer by fine-tuning for each of the three, in this order, and starts nothing more once the minutes are
-over: what has not run stands as "not run". An evaluation that has begun is finished. The same command goes on where it
-was stopped. Writes bench/results/proof-NAME.json and prints the tables.
+Runs `tinyseed evaluate retention` (k-NN, linear probe, 1 % and 10 % of the labels, cost), then for each of the three
+the linear protocol of MoCo, a linear layer on another data set (--other-train, --other-test) and fine-tuning on all
+labels, in this order, and starts nothing more once the minutes are over: what has not run stands as "not run". An
+evaluation that has begun is finished. The same command goes on where it was stopped. Writes
+bench/results/proof-NAME.json and prints the tables.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import tinyseed
@@ -46,35 +48,32 @@ def main() -> None:
     if model_file(twin) is None:
         save_encoder(twin, random_twin(load_encoder(arguments.student), 0))
     models = {"random": str(twin), "student": arguments.student, "teacher": arguments.teacher}
-    further = {
-        "linear, MoCo's protocol": (
-            "linear",
-            {"protocol": "moco", "epochs": arguments.epochs, "batch_size": arguments.batch_size},
-        ),
-        "fine-tuned on all labels": (
-            "transfer",
-            {"mode": "finetune", "epochs": arguments.epochs, "lr": (0.01, 0.1)},
-        ),
-    }
     rows: dict[str, dict[str, str]] = {}
-    for title, (evaluation, settings) in further.items():
+    for title, (evaluation, settings) in further(arguments, data).items():
         for role, model in models.items():
-            path = out / role / f"proof-{evaluation}.json"
-            late = time.monotonic() - began > 60 * arguments.max_minutes
-            if late and not path.is_file():
+            folder = out / role / title.replace(" ", "-")
+            path = folder / "proof.json"
+            if time.monotonic() - began > 60 * arguments.max_minutes and not path.is_file():
                 rows.setdefault(title, {})[role] = NOT_RUN
                 continue
-            run = kept(
-                path,
-                lambda role=role, model=model, evaluation=evaluation, settings=settings: told(
-                    tinyseed.evaluate(evaluation, model=model, out=out / role, **settings, **data)
-                ),
-            )
+            compute = partial(tinyseed.evaluate, evaluation, model=model, out=folder, **settings)
+            run = kept(path, lambda compute=compute: told(compute()))
             rows.setdefault(title, {})[role] = f"{run['results'][0]['top1']:.1f} ({run['seconds']:.0f} s)"
     print("\n".join(markdown(rows, models)))
     setting = {name: value for name, value in vars(arguments).items() if name != "out"}
     content = {"settings": setting, "retention": retention["results"], "further": rows, "machine": machine()}
     write_results(f"proof-{arguments.name}", content)
+
+
+def further(arguments: argparse.Namespace, data: dict) -> dict[str, tuple[str, dict]]:
+    """The evaluations beside retention's: title → name and settings."""
+    moco = {"protocol": "moco", "epochs": arguments.epochs, "batch_size": arguments.batch_size}
+    tuning = {"mode": "finetune", "epochs": arguments.tuning_epochs, "lr": (0.01, 0.1)}
+    other = {"train_data": arguments.other_train, "test_data": arguments.other_test}
+    chosen = {"linear, MoCo's protocol": ("linear", data | moco)}
+    if arguments.other_train:
+        chosen["another set, linear"] = ("transfer", data | other | {"mode": "linear"})
+    return chosen | {"fine-tuned on all labels": ("transfer", data | tuning)}
 
 
 def parsed() -> argparse.Namespace:
@@ -86,7 +85,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--name", required=True, help="of the data set, for the files")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--limit", type=int)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--other-train", help="labelled images of another kind, to transfer to")
+    parser.add_argument("--other-test")
+    parser.add_argument("--epochs", type=int, default=20, help="of MoCo's protocol")
+    parser.add_argument("--tuning-epochs", type=int, default=10, help="of the fine-tuning on all labels")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--max-minutes", type=float, default=60.0)
     parser.add_argument("--out", default="runs/proof")
