@@ -9,7 +9,7 @@ within it is computed again in float32, and a query whose bound does not hold go
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -32,6 +32,9 @@ SCAN_FROM = 32_768
 
 SCAN_UP_TO = 1024
 """More neighbours are searched exhaustively: collecting them takes memory."""
+
+PART = 256
+"""Rows of a bank that are made ready at once: 2 MB at 2,048 numbers a row."""
 
 SAMPLED = 16
 """One image of so many is in the sample."""
@@ -199,36 +202,44 @@ class _Bank:
         """Where each block begins."""
         return range(0, len(self.bank), SCAN_TILE[1])
 
-    def exact(self, start: int) -> Float32[Tensor, "b f"]:
-        """A block of rows before they are rounded."""
-        block = slice(start, start + SCAN_TILE[1])
-        return (self.bank[block].float() * self.scales[block, None]).sub_(self.mean)
+    def exact(self, start: int, rows: int) -> Float32[Tensor, "b f"]:
+        """So many rows before they are rounded."""
+        part = slice(start, start + rows)
+        return (self.bank[part].float() * self.scales[part, None]).sub_(self.mean)
+
+    def rounded(self, start: int) -> Float[Tensor, "b f"]:
+        """A block of rows as they are multiplied; made in parts that fit the cache."""
+        block = self.bank[start : start + SCAN_TILE[1]]
+        made = torch.empty_like(block, dtype=self.dtype)
+        for row in range(0, len(block), PART):
+            made[row : row + PART] = self.exact(start + row, min(PART, len(block) - row))
+        return made
 
     def blocks(self) -> Iterator[tuple[int, Float[Tensor, "b f"]]]:
         """First position and rows of each block."""
         for at, start in enumerate(self.starts):
-            yield start, self.kept[at] if self.kept else self.exact(start).to(self.dtype)
+            yield start, self.kept[at] if self.kept else self.rounded(start)
 
     @classmethod
     def of(cls, bank: Float[Tensor, "m f"], dtype: torch.dtype) -> "_Bank":
         """Two passes over the bank: lengths and mean, then rows and their rounding errors."""
-        parts = bank.split(SCAN_TILE[1])
+        parts = bank.split(PART)
         scales = torch.cat([1 / part.float().norm(dim=1).clamp_min(1e-12) for part in parts])
         mean = torch.zeros(bank.shape[1])
         if dtype != torch.float32:
-            for part, scale in zip(parts, scales.split(SCAN_TILE[1]), strict=True):
+            for part, scale in zip(parts, scales.split(PART), strict=True):
                 mean += part.float().T @ scale
             mean /= len(bank)
         made = cls(bank, dtype, scales, mean)
-        reach, error, kept = 0.0, 0.0, []
-        for start in made.starts:
-            exact = made.exact(start)
-            rounded = exact.to(dtype)
-            reach = max(reach, float(exact.norm(dim=1).max()), float(rounded.float().norm(dim=1).max()))
-            error = max(error, float((exact - rounded.float()).norm(dim=1).max()))
-            if bank.numel() * rounded.element_size() <= KEPT_BYTES:
-                kept.append(rounded)
-        return cls(bank, dtype, scales, mean, reach, error, tuple(kept))
+        reach = error = 0.0
+        for start in range(0, len(bank), PART):
+            exact = made.exact(start, PART)
+            rounded = exact.to(dtype).float()
+            reach = max(reach, float(exact.norm(dim=1).max()), float(rounded.norm(dim=1).max()))
+            error = max(error, float(exact.sub_(rounded).norm(dim=1).max()))
+        small = bank.numel() * dtype.itemsize <= KEPT_BYTES
+        kept = tuple(made.rounded(start) for start in made.starts) if small else ()
+        return replace(made, reach=reach, error=error, kept=kept)
 
 
 def _scan(
@@ -236,7 +247,7 @@ def _scan(
 ) -> tuple[Neighbours, Int64[Tensor, " left"]]:
     """Neighbours, and the queries for which they are not certain."""
     ready = _Bank.of(bank, torch.bfloat16 if native_bf16(on_gpu=False) else torch.float32)
-    sample = torch.cat([rows[::SAMPLED] for _, rows in ready.blocks()])
+    sample = torch.cat([rows[::SAMPLED].clone() for _, rows in ready.blocks()])  # a view would hold its block
     found = Neighbours(torch.empty(len(queries), count), torch.zeros(len(queries), count, dtype=torch.int64))
     tile = torch.empty(SCAN_TILE[0] * max(SCAN_TILE[1], len(sample)), dtype=ready.dtype)
     left = []
