@@ -306,14 +306,15 @@ def _reaching(values: Float[Tensor, "q b"], floor: Float[Tensor, " q"], start: i
         floor[torch.bincount(places // groups, minlength=len(values)) > most] = math.inf
         places = _flat_places(maxima >= floor[:, None])
     rows = places // groups
-    columns = (places - rows * groups)[:, None] + torch.arange(GROUP) * groups
-    candidates = values[rows[:, None], columns]
-    reached = _flat_places(candidates >= floor[rows, None])
-    rows, columns = rows[reached // GROUP], columns.flatten()[reached]
+    first = places + rows * (values.shape[1] - groups)  # of each group, counted through the tile
+    candidates = (first[:, None] + torch.arange(GROUP) * groups).flatten()
+    flat = values.flatten()
+    reached = _flat_places(flat.index_select(0, candidates) >= floor[rows].repeat_interleave(GROUP))
     rest_rows, rest_columns = torch.where(values[:, groups * GROUP :] >= floor[:, None])
-    rest_columns = rest_columns + groups * GROUP
-    rows, columns = torch.cat((rows, rest_rows)), torch.cat((columns, rest_columns))
-    return _Entries(rows, columns + start, values[rows, columns])
+    rest = rest_rows * values.shape[1] + rest_columns + groups * GROUP
+    places = torch.cat((candidates[reached], rest))
+    rows = places // values.shape[1]
+    return _Entries(rows, places - rows * values.shape[1] + start, flat.index_select(0, places))
 
 
 def _flat_places(mask: Tensor) -> Indices:
