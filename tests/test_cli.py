@@ -34,6 +34,10 @@ def test_the_overview_begins_with_a_runnable_example(capsys):
         (("pretrain", "swav"), "usage: tinyseed pretrain swav --data"),
         (("evaluate", "knn"), "usage: tinyseed evaluate knn --model"),
         (("evaluate", "linear"), "usage: tinyseed evaluate linear --model"),
+        (("evaluate", "semi"), "usage: tinyseed evaluate semi --model"),
+        (("evaluate", "transfer"), "usage: tinyseed evaluate transfer --model"),
+        (("evaluate", "retention"), "usage: tinyseed evaluate retention --student"),
+        (("evaluate", "detect"), "usage: tinyseed evaluate detect --model"),
         (("demo",), "usage: tinyseed demo"),
     ],
 )

@@ -89,7 +89,7 @@ def _parser(settings: type, command: str, example: str, about: str, defaults: Ma
     # argparse prints its usage line first; the example matters more, so it takes that place.
     parser = _Parser(
         prog=command,
-        usage=f"{example}\n\n{textwrap.fill(about, 110)}",
+        usage=f"{example}\n\n{textwrap.fill(about, 110)}".replace("%", "%%"),
         allow_abbrev=False,
         add_help=True,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
