@@ -22,7 +22,8 @@ class TrainConfig(ChannelConfig):
     """What every training run has."""
 
     data: tuple[str, ...]
-    """Images to learn from: folders, Parquet files, or text files of paths. Labels are never trained on."""
+    """Images to learn from: folders, Parquet files, text files of paths, or torchvision:NAME sets. Labels are never
+    trained on."""
     out: Path
     """Folder that the run is written to."""
     val_data: tuple[str, ...] = ()
