@@ -10,8 +10,9 @@ import torch
 import tinyseed
 from tinyseed.data.sources import open_source
 from tinyseed.errors import InputError, RunError
-from tinyseed.evaluation import classifier, retention
+from tinyseed.evaluation import classifier, probe, retention
 from tinyseed.evaluation.choose import find_evaluation, names
+from tinyseed.evaluation.logistic import fit_logistic
 from tinyseed.evaluation.transfer import TransferConfig, metric_for
 
 MODEL = "random:resnet10t"
@@ -120,6 +121,19 @@ def test_auto_metric_goes_by_the_name(data, metric):
     given = {"model": MODEL, "train_data": (data,), "test_data": ("x",)}
     assert metric_for(TransferConfig(**given)) == metric
     assert metric_for(TransferConfig(metric="top1", **given)) == "top1"
+
+
+@pytest.mark.parametrize("evaluation", ["linear", "transfer", "retention"])
+def test_a_solver_that_did_not_converge_is_told(settings, evaluation, monkeypatch):
+    def impatient(*arguments):
+        return fit_logistic(*arguments, most_iterations=0)
+
+    monkeypatch.setattr(probe, "fit_logistic", impatient)
+    models = (
+        {"student": MODEL, "teacher": MODEL, "quick": True} if evaluation == "retention" else {"model": MODEL}
+    )
+    report = tinyseed.evaluate(evaluation, **models, **settings)
+    assert any("solver stopped before its gradient was below" in note for note in report.notes)
 
 
 def test_transfer_fine_tunes_with_the_rate_that_validates_best(settings):

@@ -20,7 +20,7 @@ from tinyseed.evaluation.common import (
     open_sides,
 )
 from tinyseed.evaluation.figures import over_seeds
-from tinyseed.evaluation.probe import L2_GRID, probe
+from tinyseed.evaluation.probe import L2_GRID, probe, solver_notes
 from tinyseed.evaluation.reporting import Clock, Report
 from tinyseed.evaluation.state import Figures, State
 from tinyseed.models.encoder import Encoder
@@ -71,9 +71,7 @@ def run(config: LinearConfig) -> Report:
         )
     else:
         row, unreadable = _moco(config, encoder, sides, state)
-    notes = [*sides.model_may_see()]
-    if row.get("converged") is False:
-        notes.append("the solver stopped before it had converged")
+    notes = [*sides.model_may_see(), *solver_notes(row)]
     if config.protocol == "fast" and config.seeds > 1:
         notes.append("the fast protocol's solver is exact: the seeds change the validation part alone")
     made = reporting.report(

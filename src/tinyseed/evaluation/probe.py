@@ -74,3 +74,10 @@ def _choose(
 def _rank(fitted: Linear, problem: int, features: Tensor, labels: Tensor, metric: str) -> tuple[float, float]:
     scores = fitted.scores(features, problem)
     return class_figures(scores, labels)[metric], -float(cross_entropy(scores, labels))
+
+
+def solver_notes(row: Figures) -> tuple[str, ...]:
+    """What has to be said about a probe's figures: nothing where the solver has converged."""
+    if row.get("converged", True):
+        return ()
+    return ("the linear probe's solver stopped before its gradient was below 1e-5",)

@@ -22,6 +22,7 @@ from tinyseed.evaluation.common import (
 )
 from tinyseed.evaluation.cost import cost
 from tinyseed.evaluation.linear import measure_linear
+from tinyseed.evaluation.probe import solver_notes
 from tinyseed.evaluation.reporting import Clock, Report, markdown_table, text_table
 from tinyseed.evaluation.semi import Few, Tuning, check_tuning, few_labels, measure_semi, semi_state
 from tinyseed.evaluation.state import Figures, State
@@ -160,7 +161,7 @@ def _measure(
 
     def linear() -> Figures:
         found, _ = measure_linear(encoder, sides, seeds=range(config.seed, config.seed + 1), workers=workers)
-        return {"linear_top1": found["top1"]}
+        return {"linear_top1": found["top1"], "converged": found["converged"]}
 
     def costs() -> Figures:
         return dataclasses.asdict(cost(encoder, threads=config.threads))
@@ -169,7 +170,7 @@ def _measure(
     row["image_size"] = encoder.input.size
     for name, part in {"knn": neighbours, "linear": linear, "cost": costs}.items():
         row |= state.remember(f"{model.role}-{name}", part)
-    notes = []
+    notes = [f"{model.role}: {note}" for note in solver_notes({"converged": row.pop("converged")})]
     for few in subsets:
         found, told = measure_semi(encoder, sides, few, config, seed=config.seed, workers=workers)
         row[f"semi_{few.name}_top1"] = found["top1"]

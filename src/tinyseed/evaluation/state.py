@@ -16,7 +16,7 @@ from tinyseed.models.weights import write_atomically
 Figures = dict[str, Any]
 """Figures by name, as JSON holds them."""
 
-FORMAT = 1  # counts up when a former version's leftovers would be misread
+FORMAT = 2  # counts up when a former version's leftovers would be misread
 
 
 class State:

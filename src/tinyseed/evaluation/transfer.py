@@ -29,7 +29,7 @@ from tinyseed.evaluation.common import (
     open_sides,
 )
 from tinyseed.evaluation.linear import embed_sides
-from tinyseed.evaluation.probe import L2_GRID, probe
+from tinyseed.evaluation.probe import L2_GRID, probe, solver_notes
 from tinyseed.evaluation.reporting import Clock, Report
 from tinyseed.evaluation.state import Figures, State
 from tinyseed.models.encoder import Encoder
@@ -102,7 +102,7 @@ def run(config: TransferConfig) -> Report:
         model=config.model,
         encoder=encoder,
         clock=clock,
-        notes=sides.model_may_see(),
+        notes=(*sides.model_may_see(), *solver_notes(row)),
         unreadable=unreadable,
     )
     state.clear()
