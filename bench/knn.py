@@ -5,7 +5,8 @@
 
 Each side runs in a process of its own, so that its peak memory is its own; turns alternate. All search the same unit
 rows, exactly: faiss' flat inner-product index, scikit-learn's brute force on cosines. "float32 product" is ours as on a
-processor without bfloat16. Noise is the same in all directions; features are 1,000 overlapping clusters behind a ReLU.
+processor without bfloat16 where faiss is not installed. Noise is the same in all directions; features are 1,000
+overlapping clusters behind a ReLU.
 Needs faiss-cpu and scikit-learn (pip install -c constraints.txt faiss-cpu scikit-learn). Writes bench/results/knn.json.
 """
 
@@ -107,6 +108,7 @@ def tinyseed(arguments, bank, queries):
     torch.set_num_threads(arguments.threads)
     if "float32" in arguments.side:
         module.native_bf16 = lambda on_gpu: False
+        module.has_faiss = lambda: False
     ours = [torch.from_numpy(rows) for rows in (queries, bank)]
 
     def search():

@@ -28,12 +28,13 @@ def tiles(request, monkeypatch):
         monkeypatch.setattr(search, "TILE", (97, 211))
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
+@pytest.fixture(params=["float32", "bfloat16", "faiss"])
 def scanned(request, monkeypatch):
     """Small banks are scanned, in odd tiles; counts the queries that had to go the exhaustive way."""
     monkeypatch.setattr(search, "SCAN_FROM", 1000)
     monkeypatch.setattr(search, "SCAN_TILE", (97, 611))
     monkeypatch.setattr(search, "native_bf16", lambda on_gpu: request.param == "bfloat16")
+    monkeypatch.setattr(search, "has_faiss", lambda: request.param == "faiss")
     exhaustive, sizes = search._exhaustive, []
 
     def counted(queries, *rest):
@@ -155,7 +156,8 @@ def test_features_that_make_a_scan_vain_are_searched_all_the_same(scanned, case)
     torch.testing.assert_close(values.double(), expected, atol=2e-6, rtol=0)
 
 
-def test_a_vain_scan_ends_after_its_first_block(scanned):
+def test_a_vain_scan_ends_after_its_first_block(scanned, monkeypatch):
+    monkeypatch.setattr(search, "has_faiss", lambda: False)
     bank = torch.ones(2500, 40)
     assert nearest(torch.ones(500, 40), bank, 5).similarities.min() > 0.999999
     assert scanned == [500]
@@ -176,3 +178,17 @@ def test_many_neighbours_and_small_banks_are_searched_exhaustively(scanned):
     nearest(bank[:40], bank[:999], 5)
     nearest(bank[:40], bank, 40)
     assert scanned == [40, 40]
+
+
+def test_faiss_is_taken_where_it_is_faster_only(monkeypatch):
+    bank, _ = clusters(1200, 5, 16)
+    taken = []
+    monkeypatch.setattr(search, "SCAN_FROM", 1000)
+    monkeypatch.setattr(search, "has_faiss", lambda: True)
+    by_faiss = search._by_faiss
+    monkeypatch.setattr(search, "_by_faiss", lambda *given: taken.append(len(given[0])) or by_faiss(*given))
+    for native, most in ((True, 1 << 32), (False, 1 << 10), (False, 1 << 32)):
+        monkeypatch.setattr(search, "native_bf16", lambda on_gpu, native=native: native)
+        monkeypatch.setattr(search, "FAISS_BYTES", most)
+        nearest(bank[:40], bank, 5)
+    assert taken == [40]

@@ -1,16 +1,19 @@
-"""The nearest images of a bank, exactly. Imports errors, precision and shapes.
+"""The nearest images of a bank, exactly. Imports errors, precision and shapes; faiss where it is installed and faster.
 
-Two ways with the same result. The exhaustive one multiplies tiles and takes the largest of each. The scan, for large
+Three ways with the same result. The exhaustive one multiplies tiles and takes the largest of each. The scan, for large
 banks on the CPU, first learns from a sixteenth of the bank above which similarity a query's neighbours will lie, then
 collects only what is above it; so nearly all the time goes to the matrix product. Where the processor multiplies
 bfloat16 itself the scan does so, at twice the speed: the rounding errors have a bound, whatever might be a neighbour
-within it is computed again in float32, and a query whose bound does not hold goes the exhaustive way.
+within it is computed again in float32, and a query whose bound does not hold goes the exhaustive way. On other
+processors faiss' flat index is faster than the scan (docs/performance.md), and is taken where it is installed.
 """
 
+import importlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -41,6 +44,9 @@ SAMPLED = 16
 
 GROUP = 8
 """Similarities of which the scan first looks at the greatest only."""
+
+FAISS_BYTES = 1 << 32
+"""Larger banks are not given to faiss, which copies them in float32."""
 
 KEPT_BYTES = 1 << 30
 """A bank that is larger than this in unit rows is made anew for each block of queries."""
@@ -84,6 +90,8 @@ def nearest(
     own = torch.arange(len(queries), device=queries.device) if exclude_self else None
     if queries.device.type != "cpu" or count > SCAN_UP_TO or len(bank) < max(SCAN_FROM, 64 * count):
         return _exhaustive(queries, bank, count, own)
+    if not native_bf16(on_gpu=False) and 4 * bank.numel() <= FAISS_BYTES and has_faiss():
+        return _by_faiss(queries, bank.cpu(), count, own)
     found, left = _scan(queries, bank.cpu(), count, own)
     if len(left):
         again = _exhaustive(queries[left], bank, count, None if own is None else own[left])
@@ -95,6 +103,34 @@ def _finite(features: Float[Tensor, "n f"]) -> bool:
     """A sum of finite float64 numbers is finite; in blocks, because `sum` makes a float64 copy of what it adds."""
     blocks = features.split(TILE[0] * 16)
     return all(math.isfinite(float(block.sum(dtype=torch.float64))) for block in blocks)
+
+
+def has_faiss() -> bool:
+    """Whether faiss is installed (the extra `faiss`)."""
+    return find_spec("faiss") is not None
+
+
+def _by_faiss(
+    queries: Float[Tensor, "n f"], bank: Float[Tensor, "m f"], count: int, own: Indices | None
+) -> Neighbours:
+    """By faiss' flat index of inner products, with as many threads as torch has."""
+    faiss: Any = importlib.import_module("faiss")
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.IndexFlatIP(bank.shape[1])
+    for part in bank.detach().split(SCAN_TILE[1]):
+        index.add(normalize(part.float(), dim=1).numpy())
+    found = []
+    for row, part in enumerate(queries.detach().split(SCAN_TILE[0])):
+        asked = count if own is None else count + 1
+        values, positions = map(torch.from_numpy, index.search(normalize(part.float(), dim=1).numpy(), asked))
+        if (
+            own is not None
+        ):  # the image itself goes to the end, or, among more copies than were asked for, the last one
+            themselves = positions == own[row * SCAN_TILE[0] :][: len(part), None]
+            order = themselves.long().argsort(dim=1, stable=True)[:, :count]
+            values, positions = values.gather(1, order), positions.gather(1, order)
+        found.append((values, positions))
+    return Neighbours(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def _without_self(similarities: Float[Tensor, "n m"], own: Indices | None, column: int) -> None:
