@@ -1,19 +1,91 @@
-"""The two ways in which a run ends badly, both told in one line. Imports nothing of tinyseed."""
+"""The two ways in which tinyseed fails on purpose, and how an error gets the name of the argument that it is about.
+
+Library functions say which value is wrong and what to do about it. A caller that passes its own argument on says so with
+`argument(...)`; the command line then writes `--teacher`, Python writes `teacher=`. A remedy names other arguments in
+backticks (`` `teacher_weights` ``), which the command line turns into flags.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+MISSING = "missing"
+"""The value of an argument that was not given."""
+
+_REFERENCE = re.compile(r"`([a-z][a-z0-9_]*)`")
 
 
 class InputError(ValueError):
     """A user's mistake: a wrong argument or input. The command line ends with exit code 2.
 
-    >>> str(InputError("--epochs", -1, "give a number of at least 1"))
-    '--epochs: -1: give a number of at least 1'
+    Attributes:
+        value: what was given, or `MISSING`.
+        remedy: what is wrong with it and what to do.
+        argument: the name of the argument, as far as the functions that the error has passed know it.
+
+    >>> print(InputError(-1, "give a number of at least 1", argument="epochs"))
+    epochs=-1: give a number of at least 1
+    >>> print(InputError("runs/x", "no such file or folder"))
+    runs/x: no such file or folder
     """
 
-    def __init__(self, field: str, value: object, remedy: str) -> None:
-        self.field = field
-        self.value = value
-        self.remedy = remedy
-        super().__init__(" ".join(f"{field}: {value}: {remedy}".split()))
+    def __init__(self, *parts: object, argument: str | None = None) -> None:
+        if len(parts) == 3:  # TRANSITION: (field, value, remedy)
+            argument, parts = str(parts[0]).removeprefix("--").replace("-", "_"), parts[1:]
+        self.value, remedy = parts
+        self.remedy = str(remedy)
+        self.argument = argument
+        super().__init__(*parts)
+
+    def __str__(self) -> str:
+        if self.argument is None:
+            return _one_line(f"{self.value}: {self.remedy}")
+        between = ": " if self.value == MISSING else "="
+        return _one_line(f"{self.argument}{between}{self.value}: {self.remedy}")
+
+    def rename(self, name: str | None, renamed: Mapping[str, str]) -> None:
+        """Name the argument as a caller calls it; see `argument`."""
+        self.argument = name if self.argument is None else renamed.get(self.argument, self.argument)
+        self.remedy = _REFERENCE.sub(lambda found: f"`{renamed.get(found[1], found[1])}`", self.remedy)
 
 
 class RunError(RuntimeError):
-    """The run failed for a reason that is not the arguments' (NaN loss, full disk). Exit code 1."""
+    """The run failed for a reason other than its arguments (NaN loss, full disk). Exit code 1."""
+
+
+@contextmanager
+def argument(name: str | None = None, /, **renamed: str) -> Iterator[None]:
+    """Tell errors from inside which argument of the caller they are about.
+
+    Args:
+        name: for errors that name no argument yet.
+        renamed: what the caller calls a parameter of the function that it calls.
+
+    >>> with argument("teacher", weights="teacher_weights"):
+    ...     raise InputError("a.pth", "no such file", argument="weights")
+    Traceback (most recent call last):
+    tinyseed.errors.InputError: teacher_weights=a.pth: no such file
+    """
+    try:
+        yield
+    except InputError as error:
+        error.rename(name, renamed)
+        raise
+
+
+def references_as(text: str, write: Mapping[str, str]) -> str:
+    """A message with the arguments that it names in backticks written as a mapping says; others stay as they are.
+
+    >>> references_as("try a lower `lr`", {"lr": "--lr"})
+    'try a lower --lr'
+    """
+    return _REFERENCE.sub(lambda found: write.get(found[1], found[0]), text)
+
+
+def first_line(error: BaseException) -> str:
+    """The message of an error in one line; its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
