@@ -4,7 +4,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
-from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD
+from tinyseed.data.render import IMAGENET_MEAN, IMAGENET_STD
 from tinyseed.methods.method import Method
 from tinyseed.methods.seed import Seed, SeedConfig
 from tinyseed.models.backbones import build_backbone

@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tinyseed.data.bands import require_readers
+from tinyseed.data.base import Source
 from tinyseed.data.loader import Plan, TrainingViews
-from tinyseed.data.sources import Source, open_source
+from tinyseed.data.readers import BandReader
+from tinyseed.data.render import IMAGENET_MEAN, IMAGENET_STD
+from tinyseed.data.sources import open_source
 from tinyseed.data.split import held_out_split, sample
-from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD
-from tinyseed.engine.channels import MEASURED_ON, image_bands, measured, teacher_bands
+from tinyseed.engine.channels import MEASURED_ON, image_reader, measured, teacher_bands
 from tinyseed.engine.config import (
     DistillConfig,
     PretrainMoCoConfig,
@@ -24,7 +25,7 @@ from tinyseed.engine.optim import peak_lr, scaled_lr
 from tinyseed.engine.run_folder import RunFolder, settled
 from tinyseed.engine.runtime import Runtime, share_statistics, worker_count
 from tinyseed.engine.schedule import Schedule
-from tinyseed.errors import InputError
+from tinyseed.errors import InputError, argument
 from tinyseed.methods.method import Method
 from tinyseed.methods.moco import MoCo
 from tinyseed.methods.seed import Seed
@@ -60,9 +61,11 @@ def open_data(config: TrainConfig) -> RunData:
     Raises:
         InputError: a path is wrong, or there are fewer images than a batch takes.
     """
-    source = open_source(config.data, field="--data")
+    with argument("data"):
+        source = open_source(config.data)
     if config.val_data:
-        held_out_source = open_source(config.val_data, field="--val-data")
+        with argument("val_data"):
+            held_out_source = open_source(config.val_data)
         training, held_out = np.arange(len(source)), np.arange(len(held_out_source))
     else:
         held_out_source = source
@@ -107,19 +110,19 @@ def _channel_figures(
     config: RunConfig, folder: RunFolder, data: RunData, runtime: Runtime
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std of each channel: as given, as the run began with, or measured; none for RGB (ImageNet's)."""
-    bands = image_bands(config)
-    if bands is not None:
-        require_readers(data.source, data.training, "--data")
-    if bands is None or config.channel_mean:
+    reader = image_reader(config)
+    with argument("data"):
+        reader.require(data.source, data.training)
+    if not isinstance(reader, BandReader) or config.channel_mean:
         return config.channel_mean, config.channel_std
     before = settled(folder, "channel_mean"), settled(folder, "channel_std")
     if before[0]:
         return tuple(before[0]), tuple(before[1])
     workers = worker_count(config.workers, runtime.device.type == "cuda")
     images = sample(data.training, MEASURED_ON, config.seed, "channels")
-    mean, std = measured(data.source, images, bands, config.image_size, workers)
+    mean, std = measured(data.source, images, reader, config.image_size, workers)
     both = runtime.largest([*mean, *std])  # the same for all processes to the last bit
-    return tuple(both[: bands.channels]), tuple(both[bands.channels :])
+    return tuple(both[: reader.channels]), tuple(both[reader.channels :])
 
 
 def build_plan(config: TrainConfig, data: RunData, runtime: Runtime) -> Plan:
@@ -137,7 +140,7 @@ def build_plan(config: TrainConfig, data: RunData, runtime: Runtime) -> Plan:
 def build_views(config: TrainConfig, data: RunData, method: Method) -> TrainingViews:
     """How an image becomes the views that a method takes."""
     views = method.views(config.image_size)
-    return TrainingViews(data.source, views, config.seed, data.training, image_bands(config))
+    return TrainingViews(data.source, views, config.seed, data.training, image_reader(config))
 
 
 def build_schedule(config: TrainConfig, plan: Plan) -> Schedule:

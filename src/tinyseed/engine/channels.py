@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tinyseed.data.bands import Bands, bands_of
+from tinyseed.data.base import Source
 from tinyseed.data.loader import BadRecord, evaluation_batches
-from tinyseed.data.sources import Source
+from tinyseed.data.readers import RGB, BandReader, Reader, reader_for
 from tinyseed.errors import InputError
 from tinyseed.models.contract import InputContract
 
@@ -39,9 +39,9 @@ class ChannelConfig:
     """Standard deviation of each channel; by default as the mean."""
 
 
-def image_bands(config: ChannelConfig) -> Bands | None:
-    """How the images are read; None: as 8-bit RGB."""
-    return bands_of(config.channels, config.pixel_range)
+def image_reader(config: ChannelConfig) -> Reader:
+    """How the images are read."""
+    return reader_for(config.channels, config.pixel_range)
 
 
 def check_channels(config: ChannelConfig) -> None:
@@ -81,7 +81,7 @@ def teacher_bands(config: ChannelConfig, teacher: InputContract) -> tuple[int, .
     """
     given: tuple[int, ...] = getattr(config, "teacher_bands", ())
     wanted = teacher.channels
-    if bands_of(wanted, teacher.pixel_range) is not None and teacher.pixel_range != config.pixel_range:
+    if reader_for(wanted, teacher.pixel_range) != RGB and teacher.pixel_range != config.pixel_range:
         remedy = f"the teacher was trained with {_words(teacher.pixel_range) or 'the default'}; give the same"
         raise InputError("--pixel-range", _words(config.pixel_range) or "default", remedy)
     if given:
@@ -104,7 +104,7 @@ def teacher_bands(config: ChannelConfig, teacher: InputContract) -> tuple[int, .
 
 
 def measured(
-    source: Source, images: NDArray[np.int64], bands: Bands, size: int, workers: int = 0
+    source: Source, images: NDArray[np.int64], reader: BandReader, size: int, workers: int = 0
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over the evaluation views of these images, to six digits.
 
@@ -113,9 +113,9 @@ def measured(
     Raises:
         InputError: no image can be read, or all channels are the same everywhere.
     """
-    total, squares, count = np.zeros(bands.channels), np.zeros(bands.channels), 0
+    total, squares, count = np.zeros(reader.channels), np.zeros(reader.channels), 0
     bad: list[BadRecord] = []
-    for batch in evaluation_batches(source, images, size=size, bands=bands, workers=workers):
+    for batch in evaluation_batches(source, images, size=size, reader=reader, workers=workers):
         bad += batch.bad
         values = batch.pixels.to(torch.float64)
         total += values.sum((0, 2, 3)).numpy()
@@ -126,14 +126,14 @@ def measured(
         remedy = (
             f"none of the {len(images)} images looked at can be read, the last {last.name}: {last.reason}"
         )
-        raise InputError("--channels", bands.channels, remedy)
+        raise InputError("--channels", reader.channels, remedy)
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
     if (std < _CONSTANT).all():
         remedy = (
             f"every pixel looked at becomes {mean[0]:.3g}; give the least and greatest value of the images"
         )
-        raise InputError("--pixel-range", _words(bands.pixel_range) or "default", remedy)
+        raise InputError("--pixel-range", _words(reader.pixel_range) or "default", remedy)
     std[std < _CONSTANT] = 1
     return _six_digits(mean), _six_digits(std)
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tinyseed.data.addressed import uniforms
-from tinyseed.data.band_views import render_view
 from tinyseed.data.loader import Plan, TrainingBatch, keep_freed_memory, training_batches
+from tinyseed.data.render import render_view
 from tinyseed.engine import checkpoint
 from tinyseed.engine.build import (
     RunData,

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tinyseed.data.augmentation import View
-from tinyseed.data.views import normalise, resized
+from tinyseed.data.render import normalize, resized
 from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder
 from tinyseed.shapes import Embeddings, Images, Scalar
@@ -52,7 +52,7 @@ class Alone:
 
 def prepared(view: Images, contract: InputContract) -> Float[Tensor, "n c {contract.size} {contract.size}"]:
     """A view in [0, 1] as a network expects it: at its resolution, normalised."""
-    return normalise(resized(view, contract.size, contract.interpolation), contract.mean, contract.std)
+    return normalize(resized(view, contract.size, contract.interpolation), contract.mean, contract.std)
 
 
 @dataclass(frozen=True)

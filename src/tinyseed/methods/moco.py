@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tinyseed.data.addressed import permutation
 from tinyseed.data.augmentation import View, ViewSettings
-from tinyseed.data.views import normalise
+from tinyseed.data.render import normalize
 from tinyseed.methods.method import Alone, Forward, Group, StepOutput
 from tinyseed.models.encoder import Encoder
 from tinyseed.objectives.contrast import info_nce
@@ -73,7 +73,7 @@ class MoCo:
 
     def step(self, forward: Forward, views: tuple[Images, ...], step: int) -> StepOutput:
         """Queries from the first view, keys from the second (1911.05722, algorithm 1)."""
-        first, second = (normalise(view, self.encoder.input.mean, self.encoder.input.std) for view in views)
+        first, second = (normalize(view, self.encoder.input.mean, self.encoder.input.std) for view in views)
         queries = forward(first)
         keys = self._keys(second, step)
         loss = info_nce(queries, keys, self.queue.rows(), temperature=self.config.temperature)

@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tinyseed.data.augmentation import View, colour_distortion
-from tinyseed.data.views import normalise
+from tinyseed.data.augmentation import View, color_distortion
+from tinyseed.data.render import normalize
 from tinyseed.methods.method import Alone, Forward, Group, StepOutput
 from tinyseed.models.encoder import Encoder
 from tinyseed.objectives.contrast import nt_xent
@@ -55,7 +55,7 @@ class SimCLR:
         """Two, drawn alike."""
         config = self.config
         return (
-            View(colour_distortion(config.color_strength, CROP_SCALE, config.blur_probability), image_size),
+            View(color_distortion(config.color_strength, CROP_SCALE, config.blur_probability), image_size),
         ) * 2
 
     def step(self, forward: Forward, views: tuple[Images, ...], step: int) -> StepOutput:
@@ -63,7 +63,7 @@ class SimCLR:
         del step
         first, second = views
         contract = self.encoder.input
-        own = forward(normalise(torch.cat([first, second]), contract.mean, contract.std))
+        own = forward(normalize(torch.cat([first, second]), contract.mean, contract.std))
         loss = nt_xent(
             own[: len(first)],
             own[len(first) :],

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinyseed.data.augmentation import View, colour_distortion
-from tinyseed.data.views import normalise
+from tinyseed.data.augmentation import View, color_distortion
+from tinyseed.data.render import normalize
 from tinyseed.methods.method import Alone, Forward, Group, StepOutput
 from tinyseed.models.backbones import seeded
 from tinyseed.models.encoder import Encoder
@@ -141,15 +141,15 @@ class SwAV:
     def views(self, image_size: int) -> tuple[View, ...]:
         """The large crops, then the small ones."""
         config = self.config
-        large = colour_distortion(config.color_strength, config.large_crop_scale, config.blur_probability)
-        small = colour_distortion(config.color_strength, config.small_crop_scale, config.blur_probability)
+        large = color_distortion(config.color_strength, config.large_crop_scale, config.blur_probability)
+        small = color_distortion(config.color_strength, config.small_crop_scale, config.blur_probability)
         size = small_crop_size(config, image_size)
         return (View(large, image_size),) * config.large_crops + (View(small, size),) * config.small_crops
 
     def step(self, forward: Forward, views: tuple[Tensor, ...], step: int) -> StepOutput:
         """Codes of the large crops, predicted from the other crops (paper, section 3.1)."""
         contract = self.encoder.input
-        embeddings, scores = forward(*(normalise(view, contract.mean, contract.std) for view in views))
+        embeddings, scores = forward(*(normalize(view, contract.mean, contract.std) for view in views))
         scores = scores.view(len(views), len(views[0]), -1)
         codes = torch.stack([self._codes(crop, scores[crop]) for crop in range(self.config.large_crops)])
         loss = swav_loss(scores, codes, temperature=self.config.temperature)
