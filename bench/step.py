@@ -196,7 +196,7 @@ def dissect(run: engine.Run, batches, steps: int, case: Case) -> dict[str, float
     """Each part of the main process' work by itself, after its inputs are ready."""
     batch = next(batches)
     view = engine.render_view(batch.pixels[0], batch.draws[0])
-    from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD, normalise
+    from tinyseed.data.render import IMAGENET_MEAN, IMAGENET_STD, normalize
     from tinyseed.objectives.seed import seed_terms
 
     student = nn.functional.normalize(torch.randn(case.batch, run.method.teacher.dim), dim=1).requires_grad_()
@@ -210,7 +210,7 @@ def dissect(run: engine.Run, batches, steps: int, case: Case) -> dict[str, float
 
     works = {
         "colour, blur, flip": lambda: engine.render_view(batch.pixels[0], batch.draws[0]),
-        "normalise": lambda: normalise(view, IMAGENET_MEAN, IMAGENET_STD),
+        "normalise": lambda: normalize(view, IMAGENET_MEAN, IMAGENET_STD),
         "loss": loss,
         "queue": lambda: run.method.queue.push(teacher),
     }

@@ -18,8 +18,9 @@ from rich.table import Table
 
 from tinyseed import api
 from tinyseed.assets import CLOTHING_TEACHER, clothing
+from tinyseed.data.base import Source
 from tinyseed.data.decode import decode
-from tinyseed.data.sources import Source, open_source
+from tinyseed.data.sources import open_source
 from tinyseed.engine.config import DistillConfig, PretrainMoCoConfig, RunConfig
 from tinyseed.engine.progress import duration
 from tinyseed.engine.run_folder import RunFolder

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tinyseed.data import bands
 from tinyseed.data.loader import evaluation_batches
+from tinyseed.data.readers import BandReader, reader_for
 from tinyseed.data.sources import open_source
 from tinyseed.engine import train as engine
 from tinyseed.engine.data import measured
@@ -112,8 +112,8 @@ def test_the_measured_figures_are_those_of_the_images(tiles, finished):
     """The evaluation view of 36 px cut to 32 shows nearly all of each tile; against NumPy on the same views."""
     written = json.loads((finished[0] / "config.json").read_text())
     source = open_source([str(tiles)])
-    shown = image_bands(ChannelSettings(channels=4, pixel_range=(0.0, 10000.0)))
-    (batch,) = evaluation_batches(source, np.arange(30), size=32, bands=shown)
+    shown = reader_for(4, (0.0, 10000.0))
+    (batch,) = evaluation_batches(source, np.arange(30), size=32, reader=shown)
     pixels = batch.pixels.numpy().astype(np.float64)
     np.testing.assert_allclose(written["channel_mean"], pixels.mean((0, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(written["channel_std"], pixels.std((0, 2, 3)), rtol=1e-5)
@@ -147,8 +147,8 @@ def test_a_step_is_the_formula_with_the_chosen_bands(finished):
 
 def test_the_watch_measures_the_teacher_on_its_bands(tiles, finished):
     run = finished[2]
-    shown = image_bands(run.config)
-    (batch,) = evaluation_batches(open_source([str(tiles)]), np.arange(30), size=32, bands=shown)
+    shown = run.data.reader
+    (batch,) = evaluation_batches(open_source([str(tiles)]), np.arange(30), size=32, reader=shown)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     rgb = batch.pixels[:, [2, 1, 0]]
     features = run.method.teacher.features((rgb - mean.view(3, 1, 1)) / std.view(3, 1, 1))
@@ -305,7 +305,7 @@ def test_a_channel_that_never_changes_stays_so(tmp_path):
     for file in data.rglob("*.tif"):
         tile = np.concatenate([tifffile.imread(file), np.full((1, 36, 40), 700, np.uint16)])
         tifffile.imwrite(file, tile, photometric="minisblack")
-    mean, std = measured(open_source([str(data)]), np.arange(6), bands.Bands(4), 32)
+    mean, std = measured(open_source([str(data)]), np.arange(6), BandReader(4), 32)
     assert mean[3] == pytest.approx(700 / 65535, rel=1e-5)
     assert std[3] == 1
     assert max(std[:3]) < 0.2

@@ -5,10 +5,11 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
+from tinyseed.data.labels import align_labels
 from tinyseed.errors import InputError
 from tinyseed.evaluation import knn as module
 from tinyseed.evaluation import search
-from tinyseed.evaluation.knn import align_labels, knn, vote
+from tinyseed.evaluation.knn import knn, vote
 from tinyseed.evaluation.search import Neighbours, nearest
 
 

@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
-from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD
+from tinyseed.data.render import IMAGENET_MEAN, IMAGENET_STD
 from tinyseed.methods.base import Method
 from tinyseed.methods.seed import Seed, SeedSettings
 from tinyseed.models.backbones import build_backbone

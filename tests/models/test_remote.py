@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torchvision import models
 
 from tinyseed.errors import InputError
+from tinyseed.files import cache_folder
 from tinyseed.models.remote import is_url, local_file
 from tinyseed.models.teacher import describe_teacher, load_teacher
-from tinyseed.places import cache_folder
 
 
 @pytest.fixture
@@ -124,6 +124,4 @@ def test_a_missing_package_is_told(cache, monkeypatch):
 
 
 def test_the_cache_is_shared_with_data(cache):
-    from tinyseed.data.cache import cache_folder as of_data
-
-    assert of_data() == cache_folder() == cache.parent
+    assert cache_folder() == cache.parent

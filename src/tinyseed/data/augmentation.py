@@ -47,7 +47,7 @@ class ViewSettings:
         _require(0 <= self.hue <= 0.5, "hue", self, "in [0, 0.5]")
 
 
-def colour_distortion(
+def color_distortion(
     strength: float, crop_scale: tuple[float, float], blur_probability: float
 ) -> ViewSettings:
     """SimCLR's augmentation: jitter of 0.8, 0.8, 0.8 and 0.2 times a strength, gray, blur.

@@ -60,7 +60,7 @@ def crop_box(
     return Box(left, top, left + w, top + h)
 
 
-def centre_box(width: int, height: int, short: int, size: int) -> Box:
+def center_box(width: int, height: int, short: int, size: int) -> Box:
     """The part that resizing the short side to `short` and cutting out the middle `size` × `size` leaves.
 
     Source: torchvision's Resize and CenterCrop, rounded as there.

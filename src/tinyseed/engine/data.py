@@ -7,12 +7,13 @@ import torch
 from numpy.typing import NDArray
 
 from tinyseed.data.loader import BadRecord, evaluation_batches
-from tinyseed.data.readers import Reader, reader_for
-from tinyseed.data.sources import Source, open_source
+from tinyseed.data.base import Source
+from tinyseed.data.readers import BandReader, Reader, reader_for
+from tinyseed.data.sources import open_source
 from tinyseed.data.split import held_out_split, sample
 from tinyseed.errors import InputError, argument
 from tinyseed.settings.base import words
-from tinyseed.settings.train import ChannelSettings, TrainSettings
+from tinyseed.settings.train import TrainSettings
 
 MEASURED_ON = 1024
 """Maximum number of training images on which the channels are measured."""
@@ -71,20 +72,18 @@ def open_data(settings: TrainSettings) -> RunData:
 
 
 def measured(
-    data: RunData, settings: ChannelSettings, size: int, seed: int, workers: int
+    source: Source, images: NDArray[np.int64], reader: BandReader, size: int, workers: int = 0
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over the evaluation views of training images, to six digits.
+    """Mean and standard deviation of each channel over the evaluation views of these images, to six digits.
 
     A channel that is the same everywhere gets the standard deviation 1, so that it stays so.
 
     Raises:
         InputError: no image can be read, or all channels are the same everywhere.
     """
-    images = sample(data.training, MEASURED_ON, seed, "channels")
-    channels = settings.channels
-    total, squares, count = np.zeros(channels), np.zeros(channels), 0
+    total, squares, count = np.zeros(reader.channels), np.zeros(reader.channels), 0
     bad: list[BadRecord] = []
-    for batch in evaluation_batches(data.source, images, size=size, reader=data.reader, workers=workers):
+    for batch in evaluation_batches(source, images, size=size, reader=reader, workers=workers):
         bad += batch.bad
         values = batch.pixels.to(torch.float64)
         total += values.sum((0, 2, 3)).numpy()
@@ -93,12 +92,12 @@ def measured(
     if not count:
         last = bad[-1]
         remedy = f"none of {len(images)} images can be read, the last is {last.name}: {last.reason}"
-        raise InputError(channels, remedy, argument="channels")
+        raise InputError(reader.channels, remedy, argument="channels")
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
     if (std < _CONSTANT).all():
         remedy = f"every pixel becomes {mean[0]:.3g}; give the smallest and the largest value of the images"
-        raise InputError(words(settings.pixel_range) or "default", remedy, argument="pixel_range")
+        raise InputError(words(reader.pixel_range) or "default", remedy, argument="pixel_range")
     std[std < _CONSTANT] = 1
     return _six_digits(mean), _six_digits(std)
 

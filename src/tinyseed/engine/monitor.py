@@ -11,17 +11,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tinyseed.data.base import Source
+from tinyseed.data.labels import align_labels
 from tinyseed.data.loader import EvaluationBatch, evaluation_batches
-from tinyseed.data.sources import Source
 from tinyseed.engine.build import RunData
-from tinyseed.engine.channels import image_bands, teacher_bands
+from tinyseed.engine.channels import image_reader, teacher_bands
 from tinyseed.engine.config import TrainConfig
 from tinyseed.engine.quarantine import Quarantine
 from tinyseed.engine.run_folder import Figures
 from tinyseed.engine.runtime import Runtime
 from tinyseed.evaluation.features import BankKey, FeatureBank, cached, embed, evaluating
 from tinyseed.evaluation.health import effective_rank, neighbour_agreement
-from tinyseed.evaluation.knn import align_labels, knn
+from tinyseed.evaluation.knn import knn
 from tinyseed.methods.method import Method
 from tinyseed.methods.seed import Seed
 from tinyseed.models.contract import InputContract
@@ -121,7 +122,7 @@ class Watch:
         if network.digest is None:
             return self._embed_anew(network, source, indices)
         chosen = hashlib.sha256(indices.tobytes()).hexdigest()[:16]
-        model = f"{network.digest}-{network.input}-{network.bands}-{image_bands(self.config)}"
+        model = f"{network.digest}-{network.input}-{network.bands}-{image_reader(self.config)}"
         key = BankKey(model, f"{source.fingerprint}-{chosen}", network.input.size, self.runtime.precision)
         return cached(key, lambda: self._embed_anew(network, source, indices))
 
@@ -133,7 +134,7 @@ class Watch:
             indices,
             size=network.input.size,
             interpolation=network.input.interpolation,
-            bands=image_bands(self.config),
+            reader=image_reader(self.config),
             workers=workers,
         )
         return embed(

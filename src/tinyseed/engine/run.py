@@ -11,8 +11,10 @@ from torch.optim import Optimizer
 
 from tinyseed.checkpoints.load import load_teacher
 from tinyseed.data.loader import Plan, TrainingBatch, TrainingViews, keep_freed_memory, training_batches
+from tinyseed.data.readers import BandReader
+from tinyseed.data.split import sample
 from tinyseed.engine import checkpoint
-from tinyseed.engine.data import RunData, measured, open_data
+from tinyseed.engine.data import MEASURED_ON, RunData, measured, open_data
 from tinyseed.engine.lineage import lineage
 from tinyseed.engine.log import Log
 from tinyseed.engine.monitor import Monitor
@@ -308,10 +310,11 @@ def settle(settings: TrainSettings, folder: RunFolder, data: RunData, runtime: R
     """Replace each "auto" by what it comes to; a resumed run keeps what it began with."""
     workers = worker_count(settings.workers, runtime.device.type == "cuda")
     mean, std = settings.channel_mean, settings.channel_std
-    if not (settings.is_rgb or mean):
+    if isinstance(data.reader, BandReader) and not mean:
         mean, std = (tuple(folder.settled(name) or ()) for name in ("channel_mean", "channel_std"))
         if not mean:
-            mean, std = measured(data, settings, settings.image_size, settings.seed, workers)
+            images = sample(data.training, MEASURED_ON, settings.seed, "channels")
+            mean, std = measured(data.source, images, data.reader, settings.image_size, workers)
             both = runtime.largest([*mean, *std])  # the same for all processes to the last bit
             mean, std = tuple(both[: len(mean)]), tuple(both[len(mean) :])
     settled = settings.replaced(

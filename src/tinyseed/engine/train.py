@@ -10,7 +10,7 @@ import torch
 
 from tinyseed.data.addressed import uniforms
 from tinyseed.data.loader import TrainingBatch
-from tinyseed.data.views import render_view
+from tinyseed.data.render import render_view
 from tinyseed.engine.run import Run, open_run
 from tinyseed.engine.run_folder import Metrics, open_run_folder
 from tinyseed.engine.signals import Stopped, stop_request

@@ -14,13 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tinyseed.data.bands import require_readers
-from tinyseed.data.cache import digest
 from tinyseed.data.loader import BadRecord, EvaluationBatch, evaluation_batches
-from tinyseed.errors import RunError
+from tinyseed.errors import RunError, argument
 from tinyseed.evaluation.common import Side, bands_seen, device, model_digest
 from tinyseed.evaluation.features import BankKey, FeatureBank, embed, evaluating, find, keep
 from tinyseed.evaluation.progress import track
+from tinyseed.files import digest
 from tinyseed.models.encoder import Encoder
 from tinyseed.shapes import Features, Indices
 
@@ -124,16 +123,16 @@ def _batches(
     encoder: Encoder, side: Side, images: NDArray[np.int64], workers: int
 ) -> Iterator[EvaluationBatch]:
     contract = encoder.input
-    bands = bands_seen(contract)
-    if bands is not None:
-        require_readers(side.source, images, "--model")
+    reader = bands_seen(contract)
+    with argument("model"):
+        reader.require(side.source, images)
     return iter(
         evaluation_batches(
             side.source,
             images,
             size=contract.size,
             interpolation=contract.interpolation,
-            bands=bands,
+            reader=reader,
             batch_size=BATCH,
             workers=workers,
         )

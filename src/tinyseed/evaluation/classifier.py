@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tinyseed.data.augmentation import View, ViewSettings
-from tinyseed.data.band_views import render_view
 from tinyseed.data.loader import (
     Plan,
     TrainingBatch,
@@ -27,7 +26,7 @@ from tinyseed.data.loader import (
     evaluation_batches,
     training_batches,
 )
-from tinyseed.data.views import normalise
+from tinyseed.data.render import normalize, render_view
 from tinyseed.errors import InputError, RunError
 from tinyseed.evaluation.bank import BATCH
 from tinyseed.evaluation.common import Side, bands_seen, device
@@ -238,7 +237,7 @@ def _epoch(
         right = labels[batch.indices].to(device(), non_blocking=True)
         batch = batch.to(device())
         images = render_view(batch.pixels[0], batch.draws[0])
-        images = normalise(images, contract.mean, contract.std, out=images)
+        images = normalize(images, contract.mean, contract.std, out=images)
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * recipe.factor(step, plan.steps_per_epoch)
         with seeded((plan.seed << 32) + step):  # dropout, where a trunk has any
@@ -285,7 +284,7 @@ def measure_classifier(model: Classifier, test: Side, *, workers: int = 0) -> tu
         test.indices,
         size=contract.size,
         interpolation=contract.interpolation,
-        bands=bands_seen(contract),
+        reader=bands_seen(contract),
         batch_size=BATCH,
         workers=workers,
     )

@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from tinyseed.data.base import Source
 from tinyseed.data.loader import evaluation_batches
-from tinyseed.data.sources import Source
 from tinyseed.evaluation import reporting
 from tinyseed.evaluation.bank import Photos, Precision, embed_side
 from tinyseed.evaluation.common import (
@@ -130,7 +130,7 @@ def embed_photos(encoder: Encoder, source: Source, size: int) -> Photos:
     where, contract = device(), encoder.input
     images = np.arange(len(source), dtype=np.int64)
     batches = evaluation_batches(
-        source, images, size=size, interpolation=contract.interpolation, bands=bands_seen(contract)
+        source, images, size=size, interpolation=contract.interpolation, reader=bands_seen(contract)
     )
     encoder = encoder.to(where)
     with evaluating(encoder):

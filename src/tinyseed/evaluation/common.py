@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tinyseed.data.bands import Bands, bands_of
-from tinyseed.data.cache import digest
-from tinyseed.data.sources import Source, open_source
+from tinyseed.data.base import Source
+from tinyseed.data.labels import align_labels
+from tinyseed.data.readers import Reader, reader_for
+from tinyseed.data.sources import open_source
 from tinyseed.data.split import sample
-from tinyseed.errors import InputError
-from tinyseed.evaluation.knn import align_labels
+from tinyseed.errors import InputError, argument
+from tinyseed.files import digest
 from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder
 from tinyseed.models.teacher import load_model, weights_digest
@@ -133,8 +134,8 @@ def open_sides(config: DataConfig) -> Sides:
         InputError: a path is wrong, labels are missing, or there is one class only.
     """
     train, test = (
-        _labelled(open_source(specs, field), specs, field)
-        for specs, field in ((config.train_data, "--train-data"), (config.test_data, "--test-data"))
+        _labelled(specs, field)
+        for specs, field in ((config.train_data, "train_data"), (config.test_data, "test_data"))
     )
     classes = train.classes
     sides, notes = [], []
@@ -159,9 +160,11 @@ def open_sides(config: DataConfig) -> Sides:
     return Sides(learned, tested, classes, learned.fingerprint == tested.fingerprint, tuple(notes))
 
 
-def _labelled(source: Source, specs: tuple[str, ...], field: str) -> Source:
-    if source.labels is None:
-        raise InputError(field, " ".join(specs), _LABELS)
+def _labelled(specs: tuple[str, ...], name: str) -> Source:
+    with argument(name):
+        source = open_source(specs)
+        if source.labels is None:
+            raise InputError(" ".join(specs), _LABELS)
     return source
 
 
@@ -216,9 +219,9 @@ def model_digest(encoder: Encoder) -> str:
     return f"{weights_digest(encoder.backbone.state_dict())}-{encoder.input}"
 
 
-def bands_seen(contract: InputContract) -> Bands | None:
-    """How a network's images are read; None: as 8-bit RGB."""
-    return bands_of(contract.channels, contract.pixel_range)
+def bands_seen(contract: InputContract) -> Reader:
+    """How a network's images are read."""
+    return reader_for(contract.channels, contract.pixel_range)
 
 
 def device() -> torch.device:

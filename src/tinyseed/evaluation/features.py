@@ -15,9 +15,10 @@ from jaxtyping import Float, Float32, Int64
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tinyseed.data.cache import cache_folder, digest, read_arrays, write_arrays
-from tinyseed.data.views import normalise
+from tinyseed.data.cache import read_arrays, write_arrays
+from tinyseed.data.render import normalize
 from tinyseed.errors import RunError
+from tinyseed.files import cache_folder, digest
 from tinyseed.shapes import AnyPixels, Features, Images, Indices
 
 Channels = tuple[float, ...]
@@ -101,7 +102,7 @@ def embed(
             continue
         images = _unit(batch.pixels, device, bands)
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            rows.append(features(normalise(images, mean, std, out=images)).float().cpu())
+            rows.append(features(normalize(images, mean, std, out=images)).float().cpu())
         indices.append(batch.indices)
     if not rows:
         raise RunError("no image could be read, so there is nothing to evaluate")

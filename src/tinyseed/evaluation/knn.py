@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tinyseed.errors import InputError
@@ -182,19 +180,3 @@ def _elect(
         ranked.append(torch.where(most < 0, -1, winner[:, 0]))
         standing = standing.masked_fill(voted == winner, -1.0)
     return torch.stack(ranked, 1)
-
-
-def align_labels(
-    train_classes: Sequence[str], test_classes: Sequence[str], test_labels: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Test labels in the numbering of the train classes, matched by name.
-
-    A class that the train data does not have gets a number beyond theirs, which no vote can hit; -1 stays -1.
-
-    >>> align_labels(("cat", "dog"), ("dog", "emu"), np.array([0, 1, -1]))
-    array([ 1,  3, -1])
-    """
-    numbers = {name: number for number, name in enumerate(train_classes)}
-    beyond = len(train_classes)
-    renumbered = [numbers.get(name, beyond + number) for number, name in enumerate(test_classes)]
-    return np.array([*renumbered, -1], np.int64)[test_labels]  # label -1 reads the last entry

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tinyseed.data.cache import cache_folder, digest
+from tinyseed.files import cache_folder, digest
 from tinyseed.models.weights import write_atomically
 
 Figures = dict[str, Any]

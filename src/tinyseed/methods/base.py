@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     import torch
 
     from tinyseed import shapes
-    from tinyseed.data import views as pixels
+    from tinyseed.data import render as pixels
     from tinyseed.models import backbones, encoder, teacher
 else:
     torch, shapes, pixels, backbones, encoder, teacher = lazy(
         "torch",
         "tinyseed.shapes",
-        "tinyseed.data.views",
+        "tinyseed.data.render",
         "tinyseed.models.backbones",
         "tinyseed.models.encoder",
         "tinyseed.models.teacher",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from tinyseed import shapes
-    from tinyseed.data import views as pixels
+    from tinyseed.data import render as pixels
     from tinyseed.models import encoder
     from tinyseed.objectives import contrast
     from tinyseed.objectives import queue as queues
@@ -28,7 +28,7 @@ else:
     torch, shapes, pixels, encoder, contrast, queues = lazy(
         "torch",
         "tinyseed.shapes",
-        "tinyseed.data.views",
+        "tinyseed.data.render",
         "tinyseed.models.encoder",
         "tinyseed.objectives.contrast",
         "tinyseed.objectives.queue",

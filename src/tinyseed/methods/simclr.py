@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     import torch
 
     from tinyseed import shapes
-    from tinyseed.data import views as pixels
+    from tinyseed.data import render as pixels
     from tinyseed.models import encoder
     from tinyseed.objectives import contrast
 else:
     torch, shapes, pixels, encoder, contrast = lazy(
         "torch",
         "tinyseed.shapes",
-        "tinyseed.data.views",
+        "tinyseed.data.render",
         "tinyseed.models.encoder",
         "tinyseed.objectives.contrast",
     )

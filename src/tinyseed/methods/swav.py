@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch.nn import functional
 
     from tinyseed import shapes
-    from tinyseed.data import views as pixels
+    from tinyseed.data import render as pixels
     from tinyseed.models import encoder
     from tinyseed.models import prototypes as networks
     from tinyseed.objectives import cluster
@@ -30,7 +30,7 @@ else:
         "torch",
         "torch.nn.functional",
         "tinyseed.shapes",
-        "tinyseed.data.views",
+        "tinyseed.data.render",
         "tinyseed.models.encoder",
         "tinyseed.models.prototypes",
         "tinyseed.objectives.cluster",

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from tinyseed.errors import InputError, RunError
-from tinyseed.places import cache_folder
+from tinyseed.files import cache_folder
 
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*://")
 _FILE = "file://"

@@ -34,11 +34,6 @@ class ChannelSettings(Settings):
 
     RANGES: ClassVar = {"channels": Range(1, 4096)}
 
-    @property
-    def is_rgb(self) -> bool:
-        """Whether the images are 8-bit RGB, which are normalized by ImageNet's mean and standard deviation."""
-        return self.channels == 3 and not self.pixel_range
-
     def check(self) -> None:
         """Refuse settings that cannot be meant; see `Settings.check`."""
         super().check()

@@ -1,4 +1,4 @@
-"""Each batched colour operation equals torchvision's on one image; the blur also equals SciPy's."""
+"""Each batched color operation equals torchvision's on one image; the blur also equals SciPy's."""
 
 import colorsys
 
@@ -9,14 +9,14 @@ import torchvision.transforms.v2.functional as tv
 from scipy import ndimage
 from torch import Tensor
 
-from tinyseed.data import colour
-from tinyseed.data.colour import blend_, gaussian_blur, grayscale, shift_hue
+from tinyseed.data import color
+from tinyseed.data.color import blend_, gaussian_blur, grayscale, shift_hue
 
 SIZES = [(64, 64), (33, 47), (1, 5)]
 
 
 def some_images(n: int, height: int = 33, width: int = 47) -> Tensor:
-    """Noise, with grays, pure colours and pixels of which two channels are equal among it."""
+    """Noise, with grays, pure colors and pixels of which two channels are equal among it."""
     images = torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(0))
     flat = images.flatten(2)
     corners = torch.cartesian_prod(*[torch.tensor([0.0, 0.5, 1.0])] * 3).T
@@ -131,7 +131,7 @@ def test_blur_of_images_smaller_than_the_kernel(size: tuple[int, int]) -> None:
 
 def test_narrow_kernels_hold_no_subnormal_numbers() -> None:
     """They would make every product ten times slower."""
-    matrices = colour._matrices(torch.linspace(0.1, 2, 100), 64, 8)
+    matrices = color._matrices(torch.linspace(0.1, 2, 100), 64, 8)
     smallest = matrices[matrices > 0].min()
     assert smallest > 1e-13
 
