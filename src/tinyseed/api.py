@@ -19,11 +19,12 @@ from tinyseed.engine.runtime import is_main_process
 from tinyseed.engine.signals import Stopped, stop_request
 from tinyseed.engine.train import train
 from tinyseed.errors import InputError
-from tinyseed.evaluation.choose import Name, find_evaluation
+from tinyseed.evaluation.catalog import find_evaluation
 from tinyseed.evaluation.detect.command import evaluate_detect
 from tinyseed.evaluation.detect.config import DetectConfig, DetectReport
 from tinyseed.evaluation.detect.detectron import export_detectron2 as write_detectron2
-from tinyseed.evaluation.reporting import Report
+from tinyseed.evaluation.report import Report
+from tinyseed.evaluation.run import evaluate as run_evaluation
 from tinyseed.models.encoder import Encoder, load_encoder
 from tinyseed.models.teacher import load_model
 from tinyseed.recipes import settings_of
@@ -103,7 +104,7 @@ def pretrain(
 
 
 def evaluate(
-    evaluation: Name | Literal["detect"],
+    evaluation: str,
     *,
     train_data: Paths,
     test_data: Paths = (),
@@ -126,11 +127,15 @@ def evaluate(
     if not test_data:
         raise InputError("test_data", "missing", "give labelled images to tell the class of")
     chosen = find_evaluation(evaluation)
-    given = _settings(chosen.config, {"train_data": train_data, "test_data": test_data} | settings)
-    for field in dataclasses.fields(chosen.config):
+    former = {field.metadata.get("alias"): field.name for field in dataclasses.fields(chosen.settings)}
+    settings = {former.get(name, name): value for name, value in settings.items()}
+    given = _settings(chosen.settings, {"train_data": train_data, "test_data": test_data} | settings)
+    for field in dataclasses.fields(chosen.settings):
         if field.default is dataclasses.MISSING and field.name not in given:
             raise InputError(field.name, "missing", "give it")
-    return chosen.run(chosen.config(**given))
+    report = run_evaluation(chosen, chosen.settings(**given))
+    assert report is not None
+    return report
 
 
 def load(path: str | Path) -> Encoder:
