@@ -1,10 +1,7 @@
-"""Is the run learning? Evaluations on held-out images while it trains. Imports evaluation and below.
+"""The monitor of a run: does the network learn? It is evaluated on held-out images, by the same code and on the same
+images as its teacher."""
 
-Teacher and student are measured by the same code on the same images.
-"""
-
-import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,37 +10,35 @@ from numpy.typing import NDArray
 
 from tinyseed.data.base import Source
 from tinyseed.data.labels import align_labels
-from tinyseed.data.loader import EvaluationBatch, evaluation_batches
-from tinyseed.engine.build import RunData
-from tinyseed.engine.channels import image_reader, teacher_bands
-from tinyseed.engine.config import TrainConfig
-from tinyseed.engine.quarantine import Quarantine
-from tinyseed.engine.run_folder import Figures
+from tinyseed.engine.data import RunData
+from tinyseed.engine.run_folder import Metrics, Quarantine
 from tinyseed.engine.runtime import Runtime
-from tinyseed.evaluation.features import BankKey, FeatureBank, cached, embed, evaluating
-from tinyseed.evaluation.health import effective_rank, neighbour_agreement
-from tinyseed.evaluation.knn import knn
-from tinyseed.methods.method import Method
-from tinyseed.methods.seed import Seed
+from tinyseed.evaluation.features import BankKey, FeatureBank, cached, embed, evaluating, view_batches
+from tinyseed.evaluation.health import effective_rank, neighbor_agreement
+from tinyseed.evaluation.neighbors import knn
+from tinyseed.files import digest
+from tinyseed.methods.base import Method
+from tinyseed.methods.distillation import teacher_bands
 from tinyseed.models.contract import InputContract
 from tinyseed.models.teacher import Teacher
-from tinyseed.objectives.seed import target_entropy
+from tinyseed.settings.train import DistillSettings, TrainSettings
 from tinyseed.shapes import Embeddings, Features, Images
 
-KNN_NEIGHBOURS = 10
+KNN_NEIGHBORS = 10
 FEWEST_HELD_OUT = 3
-"""With fewer held-out images there is nothing to measure."""
+"""With fewer held-out images nothing can be measured."""
 
 FEWEST_FOR_AGREEMENT = 12
-"""With fewer all other images are neighbours, and any two networks agree."""
+"""With fewer images all others are neighbors, and any two networks agree."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """Something to measure: a function from normalised images to features, and the images that it expects.
+    """A function from normalized images to features, and the images that it expects.
 
-    A digest says that it is frozen, and which it is: then its features are kept in the cache. `bands` are the channels
-    that it sees of an image, from 0; None: all.
+    Attributes:
+        digest: identifies a frozen network, whose features are then kept in the cache.
+        bands: the channels that it sees of an image, counted from 0; None: all.
     """
 
     features: Callable[[Images], Features]
@@ -53,37 +48,40 @@ class Network:
 
 
 @dataclass(frozen=True)
-class TeacherView:
-    """How the teacher sees the held-out images; taken once, since it is frozen."""
+class MeasuredTeacher:
+    """The teacher's features and unit rows of the held-out images, computed once, since it is frozen."""
 
     features: Features
     rows: Embeddings
-    figures: dict[str, float]
+    metrics: Metrics
 
 
-class Watch:
-    """Measures an encoder on held-out images, beside the teacher."""
+class Monitor:
+    """Evaluates an encoder on held-out images, beside the teacher."""
 
     def __init__(
         self,
-        config: TrainConfig,
+        settings: TrainSettings,
         data: RunData,
         runtime: Runtime,
         quarantine: Quarantine,
         teacher: Teacher | None,
     ) -> None:
-        self.config = config
         self.data = data
         self.runtime = runtime
         self.quarantine = quarantine
+        self.workers = 0 if settings.workers == "auto" else settings.workers
         self.held_out_labels = _held_out_labels(data)
         self.possible = len(data.held_out) >= FEWEST_HELD_OUT
-        self.teacher = self._measure_teacher(teacher) if teacher is not None and self.possible else None
+        self.teacher: MeasuredTeacher | None = None
+        if teacher is not None and self.possible:
+            assert isinstance(settings, DistillSettings)
+            self.teacher = self._measure_teacher(teacher, teacher_bands(settings, teacher.input))
 
-    def measure(self, method: Method) -> Figures:
-        """k-NN, neighbour agreement, effective rank and target entropy of the trained network as it is now.
+    def measure(self, method: Method) -> Metrics:
+        """k-NN, neighbor agreement, effective rank and the method's own metrics of the network as it is now.
 
-        k-NN figures are in per cent, agreement and ratio are shares. Nothing where too few images are held out.
+        k-NN is in per cent, agreement and ratio are fractions. Nothing where too few images are held out.
         """
         encoder = method.encoder
         if not self.possible:
@@ -92,68 +90,61 @@ class Watch:
             student = Network(encoder.features, encoder.input)
             held_out = self._embed_held_out(student)
             top1 = self._knn(student, held_out)
-        figures: Figures = {} if top1 is None else {"knn_top1": top1}
-        figures["effective_rank"] = effective_rank(held_out.features)
+        metrics: Metrics = {} if top1 is None else {"knn_top1": top1}
+        metrics["effective_rank"] = effective_rank(held_out.features)
         if self.teacher is not None:
-            figures |= self.teacher.figures
+            metrics |= self.teacher.metrics
             if len(held_out.features) >= FEWEST_FOR_AGREEMENT:
-                figures["neighbour_agreement"] = neighbour_agreement(self.teacher.features, held_out.features)
-            if top1 is not None and self.teacher.figures.get("knn_top1_teacher"):
-                figures["knn_ratio"] = top1 / self.teacher.figures["knn_top1_teacher"]
-        if isinstance(method, Seed) and self.teacher is not None:
-            figures["target_entropy"] = _mean_target_entropy(method, self.teacher.rows)
-        return figures
+                agreement = neighbor_agreement(self.teacher.features, held_out.features)
+                metrics["neighbour_agreement"] = agreement
+            if top1 is not None and self.teacher.metrics.get("knn_top1_teacher"):
+                metrics["knn_ratio"] = top1 / self.teacher.metrics["knn_top1_teacher"]
+            metrics |= method.health(self.teacher.rows)
+        return metrics
 
-    def _measure_teacher(self, teacher: Teacher) -> TeacherView:
-        bands = teacher_bands(self.config, teacher.input)
+    def _measure_teacher(self, teacher: Teacher, bands: tuple[int, ...] | None) -> MeasuredTeacher:
         network = Network(teacher.features, teacher.input, f"{teacher.digest}-features", bands)
         held_out = self._embed_held_out(network)
         rows = self._embed_held_out(Network(teacher, teacher.input, f"{teacher.digest}-rows", bands))
-        figures = {"effective_rank_teacher": effective_rank(held_out.features)}
+        metrics: Metrics = {"effective_rank_teacher": effective_rank(held_out.features)}
         top1 = self._knn(network, held_out)
         if top1 is not None:
-            figures["knn_top1_teacher"] = top1
-        return TeacherView(held_out.features, rows.features, figures)
+            metrics["knn_top1_teacher"] = top1
+        return MeasuredTeacher(held_out.features, rows.features, metrics)
 
     def _embed_held_out(self, network: Network) -> FeatureBank:
         return self._embed(network, self.data.held_out_source, self.data.held_out)
 
-    def _embed(self, network: Network, source: Source, indices: NDArray[np.int64]) -> FeatureBank:
+    def _embed(self, network: Network, source: Source, images: NDArray[np.int64]) -> FeatureBank:
+        """Features of these images; those of a frozen network come from the cache where it has them."""
+
+        def compute() -> FeatureBank:
+            batches = view_batches(
+                source,
+                images,
+                network.input,
+                workers=self.workers,
+                reader=self.data.reader,
+                on_bad=self.quarantine.add,
+            )
+            return embed(
+                network.features,
+                batches,
+                device=self.runtime.device,
+                mean=network.input.mean,
+                std=network.input.std,
+                bands=network.bands,
+                autocast=self.runtime.autocast_dtype,
+            )
+
         if network.digest is None:
-            return self._embed_anew(network, source, indices)
-        chosen = hashlib.sha256(indices.tobytes()).hexdigest()[:16]
-        model = f"{network.digest}-{network.input}-{network.bands}-{image_reader(self.config)}"
-        key = BankKey(model, f"{source.fingerprint}-{chosen}", network.input.size, self.runtime.precision)
-        return cached(key, lambda: self._embed_anew(network, source, indices))
-
-    def _embed_anew(self, network: Network, source: Source, indices: NDArray[np.int64]) -> FeatureBank:
-        workers = self.config.workers
-        assert workers != "auto", "settle() came first"
-        batches = evaluation_batches(
-            source,
-            indices,
-            size=network.input.size,
-            interpolation=network.input.interpolation,
-            reader=image_reader(self.config),
-            workers=workers,
-        )
-        return embed(
-            network.features,
-            self._noting_bad(batches),
-            device=self.runtime.device,
-            mean=network.input.mean,
-            std=network.input.std,
-            bands=network.bands,
-            autocast=self.runtime.autocast_dtype,
-        )
-
-    def _noting_bad(self, batches: Iterable[EvaluationBatch]) -> Iterator[EvaluationBatch]:
-        for batch in batches:
-            self.quarantine.add(batch.bad)
-            yield batch
+            return compute()
+        model = f"{network.digest}-{network.input}-{network.bands}-{self.data.reader}"
+        chosen = f"{source.fingerprint}-{digest(images)}"
+        return cached(BankKey(model, chosen, network.input.size, self.runtime.precision), compute)
 
     def _knn(self, network: Network, held_out: FeatureBank) -> float | None:
-        """k-NN top-1 in per cent against images of the training part; None without labels of two classes."""
+        """k-NN top-1 in per cent against training images; None without labels of two classes."""
         bank_labels = self.data.source.labels
         if bank_labels is None or self.held_out_labels is None:
             return None
@@ -167,7 +158,7 @@ class Watch:
             torch.from_numpy(voting),
             held_out.features,
             torch.from_numpy(labels),
-            k=(min(KNN_NEIGHBOURS, int((voting >= 0).sum())),),
+            k=(min(KNN_NEIGHBORS, int((voting >= 0).sum())),),
         )
         return 100 * result.top1
 
@@ -176,11 +167,3 @@ def _held_out_labels(data: RunData) -> NDArray[np.int64] | None:
     """Labels of the held-out source in the numbering of the training source."""
     source = data.held_out_source
     return None if source.labels is None else align_labels(data.source.classes, source.classes, source.labels)
-
-
-def _mean_target_entropy(method: Seed, rows: Embeddings) -> float:
-    queue = method.queue.rows()
-    entropy = target_entropy(
-        rows.to(queue.device), queue, teacher_temperature=method.config.teacher_temperature
-    )
-    return float(entropy.mean())
