@@ -1,0 +1,136 @@
+"""What an evaluation is: its settings, how it measures a model, and what a measurement holds.
+
+An evaluation is one file that ends in a record, `SPEC = EvaluationSpec(…)`, and one line in catalog.py. Opening the data
+and the model, timing, resuming and reporting are the driver's work (run.py).
+"""
+
+from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from tinyseed.lazy import lazy
+
+if TYPE_CHECKING:
+    from tinyseed.models import encoder as models
+else:
+    (models,) = lazy("tinyseed.models.encoder")
+
+Metrics = dict[str, Any]
+"""Metrics by name, as JSON holds them; shares are in per cent."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured.
+
+    Attributes:
+        metrics: rows of metrics.
+        notes: what a reader of the metrics has to know, a sentence each.
+        unreadable: images that could not be read.
+        files: texts to write beside the report, by file name.
+    """
+
+    metrics: tuple[Metrics, ...]
+    notes: tuple[str, ...] = ()
+    unreadable: int = 0
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def row(self) -> Metrics:
+        """The metrics of a measurement that has a single row."""
+        (row,) = self.metrics
+        return row
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is measured.
+
+    Attributes:
+        role: what it is in this evaluation, such as "model", "student" or "teacher".
+        name: how the user named it.
+    """
+
+    role: str
+    name: str
+    encoder: "models.Encoder"
+
+
+Measured = Sequence[tuple[Subject, Measurement]]
+"""Each model with its measurement."""
+
+
+@runtime_checkable
+class Data(Protocol):
+    """What the driver asks of the images of an evaluation; `splits.Splits` is the usual one."""
+
+    @property
+    def train(self) -> Sized:
+        """Training images."""
+        ...
+
+    @property
+    def test(self) -> Sized:
+        """Test images."""
+        ...
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the metrics has to know about the images."""
+        ...
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Digests of the images and their labels, by split."""
+        ...
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """One evaluation.
+
+    Attributes:
+        name: as in `tinyseed evaluate NAME` and evaluate-NAME.json.
+        settings: its dataclass, which extends `EvaluationSettings` or `ModelEvaluationSettings`.
+        measure: from an encoder, the opened data, the settings and a `resume.Resume` to a measurement.
+        about: what it answers, in a sentence.
+        example: a command line.
+        subjects: from the settings to the models that are measured; by default the one in `model`.
+        open_data: from the settings to the images; by default `splits.open_splits`.
+        combine: from all models and their measurements to the report's; by default
+            `run.in_order`.
+        details: from the data and the settings to further entries of the report's JSON.
+        main: role of the model that the report is named after.
+        stoppable: `measure` asks `resume.stop()` and raises `Interrupted` once it has saved, so that
+            Ctrl-C loses nothing.
+        table: from the report to a text for a terminal; by default `report.table`.
+        page: from the report and the settings to Markdown; by default `report.page`.
+        page_names: further files that the page is written to.
+    """
+
+    name: str
+    settings: type[Any]
+    measure: Callable[..., Measurement]
+    about: str
+    example: str
+    subjects: Callable[[Any], Sequence[Subject]] | None = None
+    open_data: Callable[[Any], Data] | None = None
+    combine: Callable[[Measured, Any], Measurement] | None = None
+    details: Callable[[Any, Any], Mapping[str, Any]] | None = None
+    main: str = "model"
+    stoppable: bool = False
+    table: Callable[[Any], str] | None = None
+    page: Callable[[Any, Any], str] | None = None
+    page_names: tuple[str, ...] = ()
+
+
+class Interrupted(BaseException):
+    """The user asked to stop, and `measure` has saved what it needs to resume.
+
+    A BaseException, like KeyboardInterrupt, so that no `except Exception` on the way takes it for a failure.
+    """

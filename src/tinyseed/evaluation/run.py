@@ -1,0 +1,152 @@
+"""The driver of all evaluations: settings in, report out.
+
+An evaluation's own part is its `measure`; checking the settings, opening the data and the models, timing, resuming,
+reporting and cleaning up are done here, in one way for all.
+"""
+
+import dataclasses
+import time
+from typing import Any, Literal
+
+from tinyseed.errors import argument
+from tinyseed.evaluation.base import Data, EvaluationSpec, Interrupted, Measured, Measurement, Subject
+from tinyseed.evaluation.features import model_digest
+from tinyseed.evaluation.report import Report, report_folder, settings_json, versions, write_report
+from tinyseed.evaluation.resume import Resume, Stop
+from tinyseed.evaluation.splits import open_splits
+from tinyseed.models.encoder import Encoder
+from tinyseed.models.teacher import load_model
+from tinyseed.settings.evaluation import EvaluationSettings, ModelEvaluationSettings
+
+INDIFFERENT = ("out", "workers")
+"""Settings that change no metric: an evaluation that was stopped may be resumed with others."""
+
+
+def evaluate(spec: EvaluationSpec, settings: Any, *, stop: Stop = lambda: False) -> Report | None:  # noqa: ANN401
+    """Run an evaluation and write its report.
+
+    Args:
+        spec: which evaluation.
+        settings: an instance of `spec.settings`.
+        stop: asked now and then by evaluations that are `stoppable`.
+
+    Returns:
+        The report; None if the evaluation was asked to stop and has saved, so that the same call resumes it.
+
+    Raises:
+        InputError: a setting, path or model is wrong, or labels are missing.
+        RunError: the evaluation failed, or the report could not be written.
+    """
+    began = time.perf_counter()
+    settings.check()
+    data = (spec.open_data or open_splits)(settings)
+    subjects = (spec.subjects or the_model)(settings)
+    resumes = [_resume(spec, settings, data, subject, stop) for subject in subjects]
+    try:
+        measured = [
+            (subject, spec.measure(subject.encoder, data, settings, resume))
+            for subject, resume in zip(subjects, resumes, strict=True)
+        ]
+    except Interrupted:
+        return None
+    combined = (spec.combine or in_order)(measured, settings)
+    (main,) = (subject for subject in subjects if subject.role == spec.main)
+    folder = report_folder(settings, main.name)
+    report = _report(spec, settings, data, main, combined, written=folder is not None, began=began)
+    if folder is not None:
+        write_report(spec, report, settings, folder, combined.files)
+    for resume in resumes:
+        resume.clear()
+    return report
+
+
+def _resume(
+    spec: EvaluationSpec, settings: EvaluationSettings, data: Data, subject: Subject, stop: Stop
+) -> Resume:
+    decisive = {name: value for name, value in settings_json(settings).items() if name not in INDIFFERENT}
+    model = model_digest(subject.encoder)
+    return Resume.of(spec.name, decisive, subject.role, model, data.fingerprints, stop=stop)
+
+
+def _report(
+    spec: EvaluationSpec,
+    settings: EvaluationSettings,
+    data: Data,
+    main: Subject,
+    combined: Measurement,
+    *,
+    written: bool,
+    began: float,
+) -> Report:
+    notes = [*data.notes, *combined.notes]
+    if combined.unreadable:
+        notes.append(f"{combined.unreadable:,} unreadable images left out")
+    if not written:
+        notes.append("no report was written, since the model is not a run folder: give `out`")
+    return Report(
+        evaluation=spec.name,
+        model=main.name,
+        image_size=main.encoder.input.size,
+        train_images=len(data.train),
+        test_images=len(data.test),
+        unreadable_images=combined.unreadable,
+        classes=len(data.classes),
+        results=combined.metrics,
+        notes=tuple(dict.fromkeys(notes)),
+        settings=settings_json(settings),
+        data=data.fingerprints,
+        weights=model_digest(main.encoder),
+        seconds=round(time.perf_counter() - began, 1),
+        versions=versions(),
+        details=dict(spec.details(data, settings)) if spec.details else {},
+    )
+
+
+def the_model(settings: ModelEvaluationSettings) -> tuple[Subject, ...]:
+    """The model in `model`, as the only subject of an evaluation."""
+    with argument("model", arch="model_arch"):
+        encoder = open_model(settings.model, settings.image_size, arch=settings.model_arch)
+    return (Subject("model", settings.model, encoder),)
+
+
+def open_model(
+    spec: str, image_size: int | Literal["auto"], *, arch: str | None = None, round_size: bool = False
+) -> Encoder:
+    """A model in evaluation mode whose input contract has this image size.
+
+    Args:
+        spec: a run folder, a checkpoint file or its URL, or a backbone's name.
+        image_size: in pixels; "auto": what the model was trained with.
+        arch: architecture of a checkpoint file that does not say which it holds.
+        round_size: raise the size to the next that the model can take (a multiple of a ViT's patch).
+
+    Raises:
+        InputError: there is no such model, or it cannot take images of this size.
+    """
+    size = None if image_size == "auto" else image_size
+    encoder = load_model(spec, arch=arch, image_size=size, round_size=round_size)
+    if size is not None and not round_size:
+        encoder.backbone.input = dataclasses.replace(encoder.input, size=size)
+    return encoder
+
+
+def in_order(measured: Measured, settings: EvaluationSettings) -> Measurement:
+    """The rows of all models one after another; a note on some of several models begins with their roles."""
+    return Measurement(
+        tuple(row for _, measurement in measured for row in measurement.metrics),
+        merged_notes(measured),
+        max(measurement.unreadable for _, measurement in measured),
+        {name: text for _, measurement in measured for name, text in measurement.files.items()},
+    )
+
+
+def merged_notes(measured: Measured) -> tuple[str, ...]:
+    """Each note once; in front of those that are not on all models, the roles of the models that they are on."""
+    notes: dict[str, list[str]] = {}
+    for subject, measurement in measured:
+        for note in measurement.notes:
+            notes.setdefault(note, []).append(subject.role)
+    return tuple(
+        note if len(roles) == len(measured) else f"{', '.join(roles)}: {note}"
+        for note, roles in notes.items()
+    )
