@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from tinyseed.detection import evaluate as detection
+from tinyseed.detection.export import export_detectron2 as write_detectron2
+from tinyseed.detection.report import DetectReport
+from tinyseed.detection.settings import DetectSettings
 from tinyseed.engine.config import (
     DistillConfig,
     PretrainMoCoConfig,
@@ -18,12 +22,10 @@ from tinyseed.engine.run_folder import Figures
 from tinyseed.engine.runtime import is_main_process
 from tinyseed.engine.signals import Stopped, stop_request
 from tinyseed.engine.train import train
-from tinyseed.errors import InputError
+from tinyseed.errors import InputError, argument
 from tinyseed.evaluation.choose import Name, find_evaluation
-from tinyseed.evaluation.detect.command import evaluate_detect
-from tinyseed.evaluation.detect.config import DetectConfig, DetectReport
-from tinyseed.evaluation.detect.detectron import export_detectron2 as write_detectron2
 from tinyseed.evaluation.reporting import Report
+from tinyseed.evaluation.run import evaluate as drive
 from tinyseed.models.encoder import Encoder, load_encoder
 from tinyseed.models.teacher import load_model
 from tinyseed.recipes import settings_of
@@ -122,7 +124,7 @@ def evaluate(
     """
     if evaluation == "detect":
         required = {"train_data": _several(train_data), "test_data": _several(test_data)}
-        return run_detect(DetectConfig(**required, **_settings(DetectConfig, settings)))
+        return run_detect(DetectSettings(**required, **_settings(DetectSettings, settings)))
     if not test_data:
         raise InputError("test_data", "missing", "give labelled images to tell the class of")
     chosen = find_evaluation(evaluation)
@@ -150,14 +152,14 @@ def run(config: RunConfig) -> Figures:
     return summary
 
 
-def run_detect(config: DetectConfig) -> DetectReport:
+def run_detect(config: DetectSettings) -> DetectReport:
     """Evaluate by detection; Ctrl-C and SIGTERM save first.
 
     Raises:
         Stopped: it was stopped and has saved; the same configuration goes on.
     """
     with stop_request() as request:
-        report = evaluate_detect(config, stop=lambda: request.number != 0)
+        report = drive(detection.SPEC, config, stop=lambda: request.number != 0)
     if report is None:
         raise Stopped(request.number, "stopped and saved; the same command goes on")
     return report
@@ -169,7 +171,8 @@ def export_detectron2(model: str | Path, path: str | Path) -> Path:
     Raises:
         InputError: no such model, another network, or a path that does not end in .pkl.
     """
-    return write_detectron2(load_model(model), path)
+    with argument("model"):
+        return write_detectron2(load_model(model), path)
 
 
 def _several(paths: Paths) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tinyseed.arguments import parse, value_of
-from tinyseed.errors import InputError, RunError
+from tinyseed.errors import InputError, RunError, argument
 
 if TYPE_CHECKING:
     from typing import TypeVar
@@ -42,11 +42,6 @@ EXAMPLES = {
     "teachers": "tinyseed teachers moco_v2_800ep_pretrain.pth.tar",
     "demo": "tinyseed demo",
 }
-
-DETECT_EXAMPLE = (
-    "tinyseed evaluate detect --model runs/small --train-data VOCdevkit/ --format voc --compare random"
-)
-
 
 METHODS = {
     "moco-v1": "MoCo: views agree against a queue of keys from a momentum encoder; linear head",
@@ -217,19 +212,19 @@ def _teachers(rest: Sequence[str]) -> int:
 
 def _evaluate_detect(rest: Sequence[str]) -> int:
     from tinyseed import api
+    from tinyseed.detection.evaluate import SPEC
+    from tinyseed.evaluation.report import show
     from tinyseed.engine.signals import Stopped
-    from tinyseed.evaluation.detect.config import DetectConfig
-    from tinyseed.evaluation.detect.page import table
 
-    about = "Train Faster R-CNN (or Mask R-CNN) on labelled boxes from this model's weights: how well do they transfer?"
     config = parse(
-        DetectConfig, rest, command="tinyseed evaluate detect", example=DETECT_EXAMPLE, about=about
+        SPEC.settings, rest, command="tinyseed evaluate detect", example=SPEC.example, about=SPEC.about
     )
     if config.export_detectron2 is not None:
-        print(api.export_detectron2(config.model, config.export_detectron2))
+        with argument(path="export_detectron2"):
+            print(api.export_detectron2(config.model, config.export_detectron2))
         return 0
     try:
-        print(table(api.run_detect(config)))
+        print(show(SPEC, api.run_detect(config)))
     except Stopped as stopped:
         _tell(str(stopped))
         return stopped.exit_code

@@ -100,6 +100,40 @@ class AnnotatedSplit:
         return digest(self.classes, *files, *content)
 
 
+@dataclass(frozen=True)
+class AnnotatedSplits:
+    """The train and test split of a detection data set, with the same classes."""
+
+    train_split: AnnotatedSplit
+    test_split: AnnotatedSplit
+
+    @property
+    def train(self) -> tuple[AnnotatedImage, ...]:
+        """The images that a detector is trained on."""
+        return self.train_split.trainable
+
+    @property
+    def test(self) -> tuple[AnnotatedImage, ...]:
+        """The images that a detector is scored on."""
+        return self.test_split.images
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.train_split.classes
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was dropped or changed."""
+        splits = {"train": self.train_split, "test": self.test_split}
+        return tuple(f"{name}: {line}" for name, split in splits.items() for line in split.issues.lines())
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """A digest of each split."""
+        return {"train": self.train_split.fingerprint, "test": self.test_split.fingerprint}
+
+
 def clean_box(box: Box, width: int, height: int, issues: Issues, where: str) -> Box | None:
     """A box clipped to its image; None where it has no area or lies outside. Each change is counted in `issues`.
 

@@ -29,42 +29,32 @@ _MOST_UNREADABLE = 20
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Short sides in pixels that images are resized to; the long side is at most 1333/800 of it.
-
-    Attributes:
-        short: one is drawn for each training image; test images get the last.
-
-    Source: Lin et al., Feature Pyramid Networks, CVPR 2017: 800 px; Detectron2's schedules: long side up to 1,333.
-    """
-
-    short: tuple[int, ...]
-
-    def fit(self, width: int, height: int, short: int) -> tuple[int, int]:
-        """Width and height of an image after resizing.
-
-        >>> Sizes((800,)).fit(640, 480, 800), Sizes((800,)).fit(2000, 500, 800)
-        ((1067, 800), (1333, 333))
-        """
-        scale = min(short / min(width, height), short * _LONG_SIDE / max(width, height))
-        return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-@dataclass(frozen=True)
 class Views:
-    """How training batches are made.
+    """How batches are made.
 
     Attributes:
         batch_size: images per step.
-        sizes: what images are resized to.
-        seed: of the order, the sizes and the flips.
-        masks: whether targets include masks.
+        sizes: short sides in pixels; one is drawn for each training image, test images get the last.
+        seed: of the order, sizes and flips of the training images.
+        masks: whether targets and detections include masks.
     """
 
     batch_size: int
-    sizes: Sizes
-    seed: int
-    masks: bool
+    sizes: tuple[int, ...]
+    seed: int = 0
+    masks: bool = False
+
+
+def resized(width: int, height: int, short: int) -> tuple[int, int]:
+    """Width and height of an image whose short side becomes `short` pixels, or less to keep the long side in bounds.
+
+    Source: Lin et al., Feature Pyramid Networks, CVPR 2017: 800 px; Detectron2's schedules: long side up to 1,333.
+
+    >>> resized(640, 480, 800), resized(2000, 500, 800)
+    ((1067, 800), (1333, 333))
+    """
+    scale = min(short / min(width, height), short * _LONG_SIDE / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 @dataclass(frozen=True)
@@ -106,21 +96,19 @@ def _readable(
     for offset in range(_MOST_UNREADABLE):
         chosen = (position + offset) % len(images)
         draws = uniforms(views.seed, epoch, np.array([chosen]), "detect", 2)[0]
-        short = views.sizes.short[int(draws[0] * len(views.sizes.short))]
+        short = views.sizes[int(draws[0] * len(views.sizes))]
         try:
             return _view(images[chosen], views, short, flip=bool(draws[1] < 0.5))
         except BadImage:
             continue
-    raise RunError(
-        f"{_MOST_UNREADABLE} images in a row cannot be read, the first is {images[position].path}"
-    )
+    raise RunError(f"{_MOST_UNREADABLE} images in a row cannot be read, the first is {images[position].path}")
 
 
 def _view(
     annotated: AnnotatedImage, views: Views, short: int, *, flip: bool
 ) -> tuple[Float[Tensor, "3 h w"], Target]:
-    width, height = views.sizes.fit(annotated.width, annotated.height, short)
-    image = load(annotated, (width, height))
+    image = load(annotated, short)
+    height, width = image.shape[1:]
     instances = [instance for instance in annotated.instances if not instance.crowd]
     scale = torch.tensor([width / annotated.width, height / annotated.height]).repeat(2)
     boxes = torch.tensor([instance.box for instance in instances]).reshape(-1, 4) * scale
@@ -139,8 +127,8 @@ def _flipped(image: Float[Tensor, "3 h w"], target: Target) -> tuple[Float[Tenso
     return image.flip(2), flipped
 
 
-def load(annotated: AnnotatedImage, size: tuple[int, int]) -> Float[Tensor, "3 h w"]:
-    """An image resized to a width and height, in [0, 1].
+def load(annotated: AnnotatedImage, short: int) -> Float[Tensor, "3 h w"]:
+    """An image resized to a short side in pixels, in [0, 1].
 
     Raises:
         BadImage: it cannot be read, or its EXIF rotates it, which its boxes do not take into account.
@@ -148,8 +136,8 @@ def load(annotated: AnnotatedImage, size: tuple[int, int]) -> Float[Tensor, "3 h
     image = decode(annotated.path.read_bytes())
     if image.size != (annotated.width, annotated.height):
         raise BadImage("its EXIF rotates it, but not its boxes")
-    resized = np.array(image.resize(size, Image.Resampling.BILINEAR))
-    return torch.from_numpy(resized).permute(2, 0, 1).float().div_(255)
+    pixels = np.array(image.resize(resized(*image.size, short), Image.Resampling.BILINEAR))
+    return torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255)
 
 
 def _masks(instances: Sequence[Instance], size: tuple[int, int]) -> UInt8[Tensor, "n h w"]:
@@ -159,9 +147,7 @@ def _masks(instances: Sequence[Instance], size: tuple[int, int]) -> UInt8[Tensor
     return torch.nn.functional.interpolate(stacked, size=size, mode="nearest-exact")[:, 0].byte()
 
 
-def prefetched(
-    steps: range, images: Sequence[AnnotatedImage], views: Views, workers: int
-) -> Iterator[Batch]:
+def prefetched(steps: range, images: Sequence[AnnotatedImage], views: Views, workers: int) -> Iterator[Batch]:
     """The batches of these steps; with `workers`, threads decode the next ones while the network computes."""
     if workers == 0:
         yield from (training_batch(images, step, views) for step in steps)

@@ -67,7 +67,8 @@ def read_coco(
             issues.add("images of another size than annotated left out", path.name)
         else:
             found = [
-                _instance(one, path.name, size, labels, issues, masks=masks) for one in annotations[entry["id"]]
+                _instance(one, path.name, size, labels, issues, masks=masks)
+                for one in annotations[entry["id"]]
             ]
             images.append(AnnotatedImage(path, *size, tuple(one for one in found if one is not None)))
     return AnnotatedSplit(classes, tuple(images), issues)
@@ -138,4 +139,6 @@ def _check(entry: Entry, images: set[int], categories: dict[int, str]) -> None:
 def _image_folder(root: Path, split: str, entries: list[Entry]) -> Path:
     folders = (root / split, root / "images" / split, root / "images", root)
     names = [entry["file_name"] for entry in entries[:_PROBED]]
-    return next((folder for folder in folders if any((folder / name).is_file() for name in names)), folders[0])
+    return next(
+        (folder for folder in folders if any((folder / name).is_file() for name in names)), folders[0]
+    )

@@ -6,7 +6,6 @@ Ground truth and detections take the form that pycocotools reads; the scores are
 import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -15,8 +14,10 @@ from torch import Tensor, nn
 
 from tinyseed.data.decode import BadImage
 from tinyseed.detection.annotations import AnnotatedImage, AnnotatedSplit
-from tinyseed.detection.batches import Sizes, load
+from tinyseed.detection.batches import Views, load
 from tinyseed.detection.masks import pycocotools_mask
+from tinyseed.detection.report import AveragePrecision
+from tinyseed.evaluation.base import Interrupted
 from tinyseed.progress import Progress
 
 Detection = dict[str, Any]
@@ -25,57 +26,39 @@ Detection = dict[str, Any]
 _MASKS_AT_ONCE = 16
 
 
-@dataclass(frozen=True)
-class AveragePrecision:
-    """COCO's average precision in per cent: over overlaps .5 to .95, at .5, at .75.
-
-    Attributes:
-        per_class: `ap` of each class; None for a class that is not in the test images.
-    """
-
-    ap: float
-    ap50: float
-    ap75: float
-    per_class: dict[str, float | None]
-
-
 @torch.no_grad()
 def detect(
     detector: nn.Module,
     images: Sequence[AnnotatedImage],
-    sizes: Sizes,
+    views: Views,
     *,
-    batch_size: int,
-    masks: bool,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
-) -> tuple[list[Detection], int] | None:
+) -> tuple[list[Detection], int]:
     """A detector's detections on test images, in the images' original pixels, and the number of unreadable images.
 
-    Returns:
-        None where it was stopped.
+    Raises:
+        Interrupted: it was asked to stop.
     """
     device = next(detector.parameters()).device
     detector.eval()
     found: list[Detection] = []
     unreadable = 0
-    for start in range(0, len(images), batch_size):
-        end = min(start + batch_size, len(images))
+    for start in range(0, len(images), views.batch_size):
+        end = min(start + views.batch_size, len(images))
         inputs = {}
         for position in range(start, end):
-            image = images[position]
             try:
-                resized = load(image, sizes.fit(image.width, image.height, sizes.short[-1]))
-                inputs[position] = resized.to(device)
+                inputs[position] = load(images[position], views.sizes[-1]).to(device)
             except BadImage:
                 unreadable += 1
         outputs = detector(list(inputs.values())) if inputs else []
         for (position, resized), output in zip(inputs.items(), outputs, strict=True):
-            found += _detections(position, images[position], resized, output, masks=masks)
+            found += _detections(position, images[position], resized, output, masks=views.masks)
         if progress is not None:
             progress.update(end, len(images), final=end == len(images))
         if stop():
-            return None
+            raise Interrupted
     return found, unreadable
 
 

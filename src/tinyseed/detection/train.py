@@ -15,8 +15,9 @@ from tinyseed.detection.annotations import AnnotatedImage
 from tinyseed.detection.batches import Batch, Views, prefetched
 from tinyseed.engine.schedule import detector_rate
 from tinyseed.errors import InputError, RunError
+from tinyseed.evaluation.base import Interrupted
 from tinyseed.files import read_checkpoint, write_checkpoint
-from tinyseed.progress import Progress
+from tinyseed.progress import Progress, duration
 
 REFERENCE_BATCH = 16
 _STEPS_1X = {"coco": 90_000, "voc": 18_000}
@@ -90,7 +91,7 @@ def train(
     progress: Progress,
     workers: int = 0,
     stop: Callable[[], bool] = lambda: False,
-) -> Trained | None:
+) -> Trained:
     """Train a detector in place; resume from its checkpoint if there is one.
 
     Args:
@@ -103,16 +104,15 @@ def train(
         workers: number of threads that decode images.
         stop: asked after each step.
 
-    Returns:
-        None where it was stopped, after saving.
-
     Raises:
+        Interrupted: it was asked to stop, and has saved.
         InputError: the checkpoint is of another training, or cannot be read.
         RunError: the loss is not finite, or the checkpoint cannot be written.
     """
     trainee = _trainee(detector, plan)
     losses, seconds = _resume(checkpoint, key, trainee)
-    read = saved = began = time.monotonic()
+    first, read = len(losses), time.monotonic()
+    saved = began = read
     pending: list[Tensor] = []
     detector.train()
     for batch in prefetched(range(len(losses), plan.steps), images, plan.views, workers):
@@ -123,12 +123,14 @@ def train(
         if len(pending) == _READ_EVERY or now - read > _READ_SECONDS or stopping or last:
             losses += _finite(pending, step)
             pending, read = [], now
-            progress.update(len(losses), plan.steps, f"loss {losses[-1]:.3f}", final=last)
+            left = (now - began) / (len(losses) - first) * (plan.steps - len(losses))
+            text = f"loss {losses[-1]:.3f}  {duration(left)} left"
+            progress.update(len(losses), plan.steps, text, final=last)
         if not pending and (stopping or last or now - saved > _CHECKPOINT_SECONDS):
             saved = now
             _save(checkpoint, key, trainee, losses, seconds + now - began)
         if stopping and not last:
-            return None
+            raise Interrupted
     return Trained(tuple(losses), seconds + time.monotonic() - began)
 
 
@@ -145,7 +147,9 @@ def _step(trainee: _Trainee, batch: Batch, plan: Plan, step: int) -> Tensor:
     targets = [{name: value.to(trainee.device) for name, value in target.items()} for target in batch.targets]
     devices = [trainee.device] if trainee.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(_step_seed(plan.views.seed, step))  # for the anchors and proposals that the heads sample
+        torch.manual_seed(
+            _step_seed(plan.views.seed, step)
+        )  # for the anchors and proposals that the heads sample
         loss = torch.stack(list(trainee.detector(images, targets).values())).sum()
     trainee.optimizer.zero_grad()
     loss.backward()
