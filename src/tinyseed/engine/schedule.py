@@ -2,12 +2,18 @@
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 Shape = Literal["cosine", "step"]
 
 DROPS = (0.6, 0.8)
 """Fractions of a run after which the "step" schedule divides by ten: epochs 120 and 160 of 200 in MoCo v1."""
+
+DETECTOR_DROPS = (Fraction(2, 3), Fraction(8, 9))
+"""Shares of a detector's training at which its learning rate falls tenfold, as in Detectron's schedules."""
+
+_DETECTOR_WARMUP = 1_000
 
 
 def learning_rate(
@@ -37,6 +43,22 @@ def learning_rate(
             return peak / 10 ** sum(progress >= drop for drop in DROPS)
         case "cosine":
             return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def detector_rate(step: int, steps: int, peak: float) -> float:
+    """Learning rate of a detector's step: linear warm-up over 1,000 steps or a tenth of the run, then tenfold drops.
+
+    Args:
+        step: from 0; the first step is already above zero.
+        steps: of the whole training.
+        peak: learning rate after the warm-up.
+
+    >>> [round(detector_rate(step, 900, 0.02), 5) for step in (0, 89, 599, 600, 800)]
+    [0.00022, 0.02, 0.02, 0.002, 0.0002]
+    """
+    warmup = max(1, min(_DETECTOR_WARMUP, steps // 10))
+    drops = sum(step >= steps * drop for drop in DETECTOR_DROPS)
+    return peak * min(1.0, (step + 1) / warmup) * 0.1**drops
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,6 @@ class Report:
         weights: stands for the backbone's weights and its input.
         seconds: of the whole evaluation; of the part since the last stop if it was stopped.
         versions: of the packages that decide the metrics.
-        details: further entries of the JSON, which this evaluation alone has.
     """
 
     evaluation: str
@@ -60,12 +59,6 @@ class Report:
     weights: str
     seconds: float
     versions: dict[str, str] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """The content of evaluate-NAME.json."""
-        content = dataclasses.asdict(self)
-        return content | content.pop("details")
 
 
 def report_folder(settings: EvaluationSettings, model: str) -> Path | None:
@@ -84,7 +77,7 @@ def write_report(
     Raises:
         RunError: a file could not be written.
     """
-    write_json(folder / f"evaluate-{spec.name}.json", report.as_json())
+    write_json(folder / f"evaluate-{spec.name}.json", dataclasses.asdict(report))
     text = (spec.page or page)(report, settings)
     pages = dict.fromkeys((f"evaluate-{spec.name}.md", *spec.page_names), text.rstrip() + "\n")
     for name, content in {**pages, **files}.items():

@@ -83,7 +83,7 @@ def _report(
         notes.append(f"{combined.unreadable:,} unreadable images left out")
     if not written:
         notes.append("no report was written, since the model is not a run folder: give `out`")
-    return Report(
+    report = Report(
         evaluation=spec.name,
         model=main.name,
         image_size=main.encoder.input.size,
@@ -98,8 +98,8 @@ def _report(
         weights=model_digest(main.encoder),
         seconds=round(time.perf_counter() - began, 1),
         versions=versions(),
-        details=dict(spec.details(data, settings)) if spec.details else {},
     )
+    return spec.report(report, data, settings) if spec.report else report
 
 
 def _the_model(settings: ModelEvaluationSettings) -> tuple[Subject, ...]:

@@ -194,6 +194,16 @@ def load_model(
     return with_output(encoder.eval(), output, text, field)
 
 
+def random_init(encoder: Encoder, seed: int) -> Encoder:
+    """The same network with fresh weights and the same input contract."""
+    build = encoder.backbone.build
+    fresh = load_model(
+        build.name, weights="random", small_stem=build.small_stem, image_size=build.built_size, seed=seed
+    )
+    fresh.backbone.input = encoder.input
+    return fresh
+
+
 def describe_teacher(spec: str | Path, *, arch: str | None = None, field: str = "FILE") -> TeacherFile:
     """What a teacher's file, folder or name is; files are loaded, so what does not fit is told.
 

@@ -1,4 +1,4 @@
-"""Masks by pycocotools: polygons and run lengths in, pixels out. Imports scenes.py, errors and shapes."""
+"""Masks by pycocotools: from polygons and run lengths to compressed run lengths, and from these to pixels."""
 
 from types import ModuleType
 from typing import Any
@@ -6,38 +6,29 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from tinyseed.detection.annotations import Rle
 from tinyseed.errors import InputError
-from tinyseed.evaluation.detect.scenes import Rle
 
 
 def pycocotools_mask() -> ModuleType:
-    """The module for masks of pycocotools.
+    """The module `pycocotools.mask`.
 
     Raises:
-        InputError: it is not installed.
-    """
-    require_pycocotools()
-    from pycocotools import mask
-
-    return mask
-
-
-def require_pycocotools() -> None:
-    """Say so early where it is missing.
-
-    Raises:
-        InputError: it is not installed.
+        InputError: pycocotools is not installed.
     """
     try:
-        import pycocotools  # noqa: F401
+        from pycocotools import mask
     except ImportError as error:
-        raise InputError("evaluate", "detect", "needs pycocotools: pip install 'tinyseed[detect]'") from error
+        raise InputError(
+            "pycocotools", "detection needs this package: pip install 'tinyseed[detect]'"
+        ) from error
+    return mask
 
 
 def compress(segmentation: Any, width: int, height: int) -> Rle | None:  # noqa: ANN401  (what the JSON holds)
     """COCO's polygons or run lengths as compressed run lengths; None where they do not fit the image.
 
-    Polygons are lists of x, y, x, y, …; run lengths (a dict) have to be of the image's size, and an empty mask is none.
+    Polygons are lists of x, y, x, y, …; run lengths (a dict) must have the size of the image. An empty mask gives None.
     """
     if isinstance(segmentation, dict):
         given = _run_lengths(segmentation, width, height)

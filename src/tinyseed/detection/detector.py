@@ -1,11 +1,11 @@
-"""Faster and Mask R-CNN on a trunk's levels. Imports levels.py, models and errors; heads are torchvision's."""
+"""Faster and Mask R-CNN on the feature maps of a backbone; pyramid and heads are torchvision's."""
 
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from tinyseed.evaluation.detect.levels import Norm, feature_levels
+from tinyseed.detection.levels import Norm, feature_levels
 from tinyseed.models.backbones import seeded
 from tinyseed.models.encoder import Encoder
 from tinyseed.torchvision_ops import ensure_detection
@@ -26,40 +26,38 @@ def build_detector(
     seed: int,
     width: int = PYRAMID_WIDTH,
     autocast: torch.dtype | None = None,
-    field: str = "--model",
 ) -> "FasterRCNN":
-    """A detector whose trunk has the encoder's weights, and whose pyramid and heads are random.
+    """A detector whose backbone has the encoder's weights, and whose pyramid and heads are random.
 
-    It takes images as they are resized (`batches.py` does that), and gives boxes and raw masks at that size.
+    It takes images already resized (see batches.py), and returns boxes and raw masks at that size.
 
     Args:
-        encoder: its trunk is copied; its input contract's mean and std normalise the images.
-        classes: kinds of objects, background apart.
+        encoder: its backbone is copied; the mean and std of its input contract normalize the images.
+        classes: number of kinds of objects, without the background.
         masks: Mask R-CNN instead of Faster R-CNN.
         norm: see `Levels`.
         seed: of the random weights; the same for each start point.
         width: channels of the pyramid.
-        autocast: precision of trunk, pyramid and heads; boxes and losses are float32.
-        field: the flag that named the model, for errors.
+        autocast: precision of backbone, pyramid and heads; boxes and losses are float32.
 
     Raises:
-        InputError: the trunk has no feature maps at strides 4, 8, 16 and 32.
+        InputError: the backbone has no feature maps at strides 4, 8, 16 and 32.
 
     Source: Ren et al., Faster R-CNN, NeurIPS 2015; He et al., Mask R-CNN, ICCV 2017; settings are torchvision's,
-    which are those papers'.
-    Differs: MoCo's detection puts batch norms into pyramid and heads, too; these have none.
+    which are those of the papers.
+    Differs: MoCo's detection has batch norms in pyramid and heads as well; these have none.
     """
     ensure_detection()
     from torchvision.models.detection import FasterRCNN, MaskRCNN
     from torchvision.ops import FeaturePyramidNetwork
     from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-    levels = feature_levels(encoder.backbone, norm=norm, field=field)
+    levels = feature_levels(encoder.backbone, norm=norm)
     with seeded(seed):
         fpn = FeaturePyramidNetwork(levels.channels, width, LastLevelMaxPool())
         kind = MaskRCNN if masks else FasterRCNN
         detector = kind(_Pyramid(levels, fpn, width, autocast), num_classes=classes + 1)
-    detector.transform = _as_given(encoder)
+    detector.transform = _normalization(encoder)
     heads: Any = detector.roi_heads
     heads.box_head = _InPrecision(heads.box_head, autocast)
     if masks:
@@ -68,7 +66,7 @@ def build_detector(
 
 
 class _Pyramid(nn.Module):
-    """Levels and pyramid as torchvision's detectors want their backbone: a dict of maps, finest first."""
+    """Levels and pyramid in the form of a torchvision detector's backbone: a dict of maps, finest first."""
 
     def __init__(
         self, levels: nn.Module, fpn: nn.Module, out_channels: int, autocast: torch.dtype | None
@@ -86,7 +84,7 @@ class _Pyramid(nn.Module):
 
 
 class _InPrecision(nn.Module):
-    """A head that computes in a lower precision and answers in float32."""
+    """A head that computes in a lower precision and returns float32."""
 
     def __init__(self, head: nn.Module, autocast: torch.dtype | None) -> None:
         super().__init__()
@@ -98,11 +96,11 @@ class _InPrecision(nn.Module):
             return self.head(maps).float()
 
 
-def _as_given(encoder: Encoder) -> nn.Module:
-    """The detectors' usual transform without its resizing, which draws from a global generator and smooths nothing."""
+def _normalization(encoder: Encoder) -> nn.Module:
+    """torchvision's transform without its resizing, which uses the global generator and does not antialias."""
     from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-    class AsGiven(GeneralizedRCNNTransform):
+    class Normalization(GeneralizedRCNNTransform):
         def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:  # noqa: ANN401
             return image, target
 
@@ -113,4 +111,4 @@ def _as_given(encoder: Encoder) -> nn.Module:
             return result
 
     contract = encoder.input
-    return AsGiven(1, 1, list(contract.mean), list(contract.std))
+    return Normalization(1, 1, list(contract.mean), list(contract.std))

@@ -1,4 +1,4 @@
-"""A trunk's feature maps at strides 4, 8, 16 and 32, with its own weights. Imports models and errors."""
+"""The feature maps of a backbone at strides 4, 8, 16 and 32, for a feature pyramid."""
 
 import copy
 from typing import Any, Literal
@@ -7,28 +7,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tinyseed.errors import InputError
+from tinyseed.errors import InputError, first_line
 from tinyseed.models.backbones import Backbone
-from tinyseed.models.weights import first_line
 
 STRIDES = (4, 8, 16, 32)
 
 Norm = Literal["frozen", "trained"]
 
 _PROBE_SIDE = 128
-_OFFERED = "give a ResNet, MobileNetV3, EfficientNet or another network of stages"
+_REMEDY = "give a ResNet, MobileNetV3, EfficientNet or another network with stages"
 
 
 class Levels(nn.Module):
-    """A copy of a trunk that gives its maps, finest first.
+    """A copy of a backbone's network that returns its feature maps, finest first.
 
-    It holds the trunk itself, every tensor of it, so weights are there whole; what lies beyond the last map is not
-    computed.
+    It holds all tensors of the network; layers after the last map are not computed.
 
     Attributes:
-        network: the library's network, its state dict the trunk's.
+        network: the library's network; its state dict is that of the backbone.
         channels: of each map.
-        norm: "frozen": batch norms keep their statistics, scales and shifts; "trained": they learn.
+        norm: "frozen": batch norms keep their statistics, scales and shifts; "trained": they are trained.
     """
 
     def __init__(self, network: nn.Module, taps: "tuple[int, ...] | tuple[str, ...]", norm: Norm) -> None:
@@ -43,11 +41,11 @@ class Levels(nn.Module):
         self.train(self.training)
 
     def norms(self) -> list[_BatchNorm]:
-        """The trunk's batch norms."""
+        """The network's batch norms."""
         return [part for part in self.network.modules() if isinstance(part, _BatchNorm)]
 
     def train(self, mode: bool = True) -> "Levels":
-        """As torch's; frozen batch norms stay in evaluation mode."""
+        """As in torch, but frozen batch norms stay in evaluation mode."""
         super().train(mode)
         if self.norm == "frozen":
             for part in self.norms():
@@ -55,38 +53,37 @@ class Levels(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Maps [n, c, h/4, w/4] to [n, c, h/32, w/32] of normalised images."""
+        """Maps [n, c, h/4, w/4] to [n, c, h/32, w/32] of normalized images."""
         return _maps(self.network, images, self.taps)
 
 
-def feature_levels(backbone: Backbone, *, norm: Norm, field: str = "--model") -> Levels:
-    """The last map of each stride among the ends of a trunk's stages.
+def feature_levels(backbone: Backbone, *, norm: Norm) -> Levels:
+    """The last feature map of each stride, taken where the stages of a backbone end.
 
     Raises:
-        InputError: the trunk has no feature maps, or none of some stride (a plain ViT's all have the same).
+        InputError: the backbone has no feature maps, or none at one of the strides (those of a plain ViT all have the
+            same stride).
     """
     network = copy.deepcopy(backbone.network).eval()
     name = backbone.name
     try:
         taps = _candidates(network)
-        found = {
-            round(_PROBE_SIDE / tap.shape[2]): place
-            for place, tap in zip(taps, _probe(network, taps), strict=True)
-        }
+        probed = zip(taps, _probe(network, taps), strict=True)
+        found = {round(_PROBE_SIDE / tap.shape[2]): place for place, tap in probed}
     except (RuntimeError, ValueError, AssertionError, TypeError, IndexError, AttributeError) as error:
-        why = f"gives no feature maps to build a pyramid on ({first_line(error)})"
-        raise InputError(field, name, f"{why}; {_OFFERED}") from error
-    lacking = [str(stride) for stride in STRIDES if stride not in found]
-    if lacking:
-        has = ", ".join(map(str, sorted(found))) or "none"
-        what = f"has no feature maps at stride {', '.join(lacking)} (only at {has})"
-        raise InputError(field, name, f"{what}; {_OFFERED}")
+        why = f"has no feature maps to build a pyramid on ({first_line(error)})"
+        raise InputError(name, f"{why}; {_REMEDY}") from error
+    missing = [str(stride) for stride in STRIDES if stride not in found]
+    if missing:
+        available = ", ".join(map(str, sorted(found))) or "none"
+        why = f"has no feature maps at stride {', '.join(missing)} (only at {available})"
+        raise InputError(name, f"{why}; {_REMEDY}")
     chosen: Any = tuple(found[stride] for stride in STRIDES)
     return Levels(network, chosen, norm)
 
 
 def _candidates(network: nn.Module) -> tuple[Any, ...]:
-    """Where maps can be taken: numbers of timm's stages, or names of torchvision's modules."""
+    """Where maps can be taken: indices of timm's stages, or names of torchvision's modules."""
     if hasattr(network, "forward_intermediates"):
         info: Any = network.feature_info
         return tuple(range(len(info)))
@@ -120,7 +117,7 @@ def _maps(network: Any, images: Tensor, taps: tuple[Any, ...]) -> list[Tensor]: 
 
 
 def _torchvision_maps(network: Any, images: Tensor, taps: tuple[str, ...]) -> list[Tensor]:  # noqa: ANN401
-    """Its networks have no function for it: their first modules one after the other, up to the last map."""
+    """torchvision has no function for feature maps: its networks' first modules are run up to the last map."""
     inside = taps[0].startswith("features.")
     steps = network.features.named_children() if inside else network.named_children()
     maps, value = [], images
