@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tinyseed.arguments import UsageError, parse, value_of, with_flags
 from tinyseed.engine.signals import Stopped
-from tinyseed.errors import InputError, RunError
+from tinyseed.errors import InputError, RunError, references_as
+from tinyseed.settings.base import flag
 
 if TYPE_CHECKING:
     from tinyseed.methods.base import MethodSpec
@@ -138,7 +139,7 @@ def _evaluate(rest: Sequence[str]) -> int:
             if getattr(settings, "export_detectron2", None) is not None:
                 print(api.export_detectron2(settings.model, settings.export_detectron2))
             else:
-                print((spec.table or table)(api.run_evaluation(spec, settings)))
+                print(references_as((spec.table or table)(api.run_evaluation(spec, settings)), flag))
             return 0
     raise AssertionError
 
