@@ -1,6 +1,6 @@
-"""Colour of a batch of RGB images, and blur of any, in [0, 1], each with its own parameters. Imports tinyseed.shapes.
+"""Color operations on batches of RGB images and blur of images of any channels, with parameters per image.
 
-Nothing here waits for a GPU. A function whose name ends in an underscore changes its argument.
+Images are in [0, 1]. Nothing here waits for a GPU. A function whose name ends in an underscore changes its argument.
 """
 
 from functools import lru_cache
@@ -17,7 +17,7 @@ BLOCK = 32
 """Rows (or columns) of one matrix product in the blur of a larger image."""
 
 DENSE_UP_TO = 3 * BLOCK
-"""Up to this length the blur's whole matrix is quicker than its band."""
+"""Up to this length the blur's whole matrix is faster than its band."""
 
 
 def grayscale(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n h w"]:
@@ -31,8 +31,8 @@ def blend_(
 ) -> Images:
     """Move each image away from its anchor (factor > 1) or towards it (factor < 1), then clamp to [0, 1].
 
-    The anchor makes the operation: black for brightness, the image's grayscale for saturation, the mean of that
-    for contrast. So one batch can hold all three.
+    The anchor decides the operation: black for brightness, the image's grayscale for saturation, the mean of that
+    for contrast. So one batch can mix all three.
 
     Args:
         images: in [0, 1]; overwritten.
@@ -52,20 +52,20 @@ def shift_hue(
     """Turn each image's hue, keeping saturation and value (HSV).
 
     Hue is the place on the edge of a hexagon whose corners are red, yellow, green, cyan, blue and magenta. With
-    M, m and d the greatest, least and middle channel of a pixel and s = 6 · turns · (M − m), a turn of at most a
+    M, m and d the largest, smallest and middle channel of a pixel and s = 6 · turns · (M − m), a turn of at most a
     sixth takes channel c, between n and p in the cycle r g b, to clamp(2c − d − s · sign(n − p), m, M). That
-    equals the way to HSV and back, without its division, branches and table. A third of a turn just moves the
-    channels on.
+    equals the conversion to HSV and back, without its division, branches and table. A third of a turn only
+    rotates the channels.
 
     Args:
         images: in [0, 1].
         turns: in [−0.5, 0.5]; 0 changes nothing.
-        wide: False promises that no turn exceeds 1/6, and saves the step that moves channels.
+        wide: False promises that no turn exceeds 1/6, and saves the step that rotates channels.
     """
     if wide:
         thirds = (turns * 3).round()
         turns = turns - thirds / 3
-        images = _moved_on(images, thirds.long())
+        images = _rotated(images, thirds.long())
     red, green, blue = images.unbind(1)
     high, low = images.amax(1), images.amin(1)
     middle = (red + green).add_(blue).sub_(high).sub_(low)
@@ -80,19 +80,19 @@ def shift_hue(
     return shifted
 
 
-def _moved_on(images: Images, thirds: Int64[Tensor, " n"]) -> Images:
-    """So many thirds of a turn: each makes red green, green blue and blue red."""
+def _rotated(images: Images, thirds: Int64[Tensor, " n"]) -> Images:
+    """Hue turned by thirds: one third makes red green, green blue and blue red."""
     n, channels = images.shape[:2]
-    colour = torch.arange(channels, device=images.device)
+    color = torch.arange(channels, device=images.device)
     image = channels * torch.arange(n, device=images.device).unsqueeze(1)
-    source = (colour - thirds.unsqueeze(1)) % channels + image
+    source = (color - thirds.unsqueeze(1)) % channels + image
     return images.flatten(0, 1).index_select(0, source.flatten()).view_as(images)
 
 
 def gaussian_blur(images: Images, sigma: PerImage, radius: int) -> Images:
     """Gaussian blur with edges mirrored about the outermost pixel.
 
-    The kernel has 2 · radius + 1 taps, exp(−x²/2σ²) at the integers, scaled to the sum 1; where a side is not
+    The kernel has 2 · radius + 1 taps, exp(−x²/2σ²) at the integers, scaled to the sum 1; if a side is not
     longer than the radius, the radius is the side − 1. Both passes are matrix products, with a matrix for each
     image that holds the mirrored edges; they follow `torch.set_float32_matmul_precision`, whose default is full
     float32.

@@ -1,7 +1,7 @@
 """What is drawn for each view of each image after the crop, and the order in which a batch is rendered by it.
 
 drawn     (seed, epoch, images, view) → what is done to each image
-plan      the same, sorted so that images that take the same path are neighbors
+plan      the same, sorted so that images that take the same path are adjacent
 """
 
 import math
@@ -60,10 +60,10 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class ViewDraws:
-    """What `render` does to each image of a batch, sorted so that images with the same path are adjacent.
+    """What `render_view` does to each image of a batch, sorted so that images with the same path are adjacent.
 
     Attributes:
-        rows: for each row of the sorted batch the image's place in the batch.
+        rows: for each row of the sorted batch the image's position in the batch.
         numbers: for each row 3 blend factors, 3 weights of its own gray, 3 of its mean gray, the hue's turns and
             the blur's sigma.
         groups: the rows that take the same path.
@@ -88,7 +88,7 @@ def drawn(
 ) -> Drawn:
     """Draw one view of each image: a pure function of (seed, epoch, index, view).
 
-    Source: torchvision's ColorJitter, RandomGrayscale and RandomHorizontalFlip, whose distributions it has.
+    Source: torchvision's ColorJitter, RandomGrayscale and RandomHorizontalFlip, which have the same distributions.
     """
     numbers = uniforms(seed, epoch, indices, f"colour-{view}", COLOR_DRAWS)
     reach = np.array([settings.brightness, settings.contrast, settings.saturation])
@@ -114,7 +114,7 @@ def draw_view(
 
     Args:
         settings: the augmentation.
-        seed: the run's seed, from 0.
+        seed: the run's seed, at least 0.
         epoch: from 0.
         indices: positions of the images in their source.
         view: 0 for the first or only view of an image, 1 for the second.
