@@ -9,10 +9,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tinyseed.api import distill, evaluate, load, pretrain
+    from tinyseed.api import describe_teacher, distill, evaluate, load, load_teacher, pretrain
     from tinyseed.errors import InputError, RunError
     from tinyseed.models.encoder import Encoder
-    from tinyseed.models.teacher import Teacher, describe_teacher, load_teacher
+    from tinyseed.models.teacher import Teacher
     from tinyseed.objectives.cluster import sinkhorn, swav_loss
     from tinyseed.objectives.contrast import info_nce, nt_xent
     from tinyseed.objectives.queue import Queue, auto_queue_size
@@ -41,10 +41,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": ("distill", "evaluate", "load", "pretrain"),
+    "api": ("describe_teacher", "distill", "evaluate", "load", "load_teacher", "pretrain"),
     "errors": ("InputError", "RunError"),
     "models.encoder": ("Encoder",),
-    "models.teacher": ("Teacher", "describe_teacher", "load_teacher"),
+    "models.teacher": ("Teacher",),
     "objectives.cluster": ("sinkhorn", "swav_loss"),
     "objectives.contrast": ("info_nce", "nt_xent"),
     "objectives.queue": ("Queue", "auto_queue_size"),

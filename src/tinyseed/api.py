@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from tinyseed.checkpoints import load as checkpoints
+from tinyseed.checkpoints.formats import ModelDescription
+from tinyseed.checkpoints.saved import load_encoder
 from tinyseed.engine.config import (
     DistillConfig,
     PretrainMoCoConfig,
@@ -18,14 +21,15 @@ from tinyseed.engine.run_folder import Figures
 from tinyseed.engine.runtime import is_main_process
 from tinyseed.engine.signals import Stopped, stop_request
 from tinyseed.engine.train import train
-from tinyseed.errors import InputError
+from tinyseed.errors import InputError, argument
 from tinyseed.evaluation.choose import Name, find_evaluation
 from tinyseed.evaluation.detect.command import evaluate_detect
 from tinyseed.evaluation.detect.config import DetectConfig, DetectReport
 from tinyseed.evaluation.detect.detectron import export_detectron2 as write_detectron2
 from tinyseed.evaluation.reporting import Report
-from tinyseed.models.encoder import Encoder, load_encoder
-from tinyseed.models.teacher import load_model
+from tinyseed.models.encoder import Encoder
+from tinyseed.models.spec import ModelSpec, Output
+from tinyseed.models.teacher import Teacher
 from tinyseed.recipes import settings_of
 from tinyseed.report.page import write_report
 
@@ -43,10 +47,12 @@ PRETRAIN_METHODS: dict[
 
 __all__ = [
     "PRETRAIN_METHODS",
+    "describe_teacher",
     "distill",
     "evaluate",
     "export_detectron2",
     "load",
+    "load_teacher",
     "pretrain",
     "run",
     "run_detect",
@@ -139,7 +145,54 @@ def load(path: str | Path) -> Encoder:
     Raises:
         InputError: there is no model at this path.
     """
-    return load_encoder(path).eval()
+    with argument("path"):
+        return load_encoder(path)
+
+
+def load_teacher(
+    spec: str | Path,
+    *,
+    weights: str | Path | None = None,
+    arch: str | None = None,
+    output: Output = "auto",
+    small_stem: bool = False,
+    image_size: int | None = None,
+    seed: int | None = 0,
+    field: str = "spec",
+) -> Teacher:
+    """A frozen teacher from a tinyseed run, a public checkpoint, or a model's name.
+
+    Args:
+        spec: a run folder, an exported file, a checkpoint of a known format (docs/teachers.md), any of these files by
+            URL, transformers:FOLDER_OR_ID, or a name (timm's, torchvision/NAME, swav/NAME, seed/NAME, or
+            tinyseed/clothing-resnet18, the bundled teacher). A teacher by a library's name has no projector: its
+            rows are the normalized features.
+        weights: for a name: a file with the library's state dict, "random", or None for the library's pre-trained
+            weights (cached or downloaded).
+        arch: name of the network in a checkpoint whose tensors fit several, or none that is known.
+        output: "head" for the embedding, "backbone" for the features; "auto" is the head where there is one.
+        small_stem: for a name: whether its weights are for the small stem.
+        image_size: side of the images in pixels, raised to the next that it can take (a multiple of a ViT's patch;
+            `Teacher.input.size` has it); by default what it was made for.
+        seed: of random weights.
+        field: what errors call `spec`.
+
+    Raises:
+        InputError: no such model, weights that do not fit or cannot be downloaded, or a size that it cannot take.
+    """
+    wanted = ModelSpec(spec, weights, arch, output, small_stem, image_size, seed=seed)
+    with argument(field):
+        return checkpoints.load_teacher(wanted)
+
+
+def describe_teacher(spec: str | Path, *, arch: str | None = None, field: str = "spec") -> ModelDescription:
+    """What a teacher's file, folder or name is; files are loaded, so that what does not fit is reported.
+
+    Raises:
+        InputError: as `load_teacher`.
+    """
+    with argument(field):
+        return checkpoints.describe_model(spec, arch=arch)
 
 
 def run(config: RunConfig) -> Figures:
@@ -169,7 +222,9 @@ def export_detectron2(model: str | Path, path: str | Path) -> Path:
     Raises:
         InputError: no such model, another network, or a path that does not end in .pkl.
     """
-    return write_detectron2(load_model(model), path)
+    with argument("model"):
+        encoder = checkpoints.load_model(model)
+    return write_detectron2(encoder, path)
 
 
 def _several(paths: Paths) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tinyseed.arguments import parse, value_of
-from tinyseed.errors import InputError, RunError
+from tinyseed.errors import InputError, RunError, argument
 
 if TYPE_CHECKING:
     from typing import TypeVar
@@ -203,11 +203,12 @@ def _teachers(rest: Sequence[str]) -> int:
             print("flags: --json, --teacher-arch NAME (docs/teachers.md)")
             return 0
         case [spec, *flags] if not spec.startswith("-"):
-            from tinyseed.teachers import TeachersConfig, describe_teacher, table
+            from tinyseed.teachers import TeachersConfig, describe_model, table
 
             command, about = "tinyseed teachers FILE", "Say what a file, folder, URL or model's name is."
             config = parse(TeachersConfig, flags, command=command, example=EXAMPLES["teachers"], about=about)
-            described = describe_teacher(spec, arch=config.teacher_arch)
+            with argument("file", arch="teacher_arch"):
+                described = describe_model(spec, arch=config.teacher_arch)
             print(json.dumps(described.as_json(), indent=2) if config.json else table(described))
             return 0
         case [flag, *_]:

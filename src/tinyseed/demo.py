@@ -18,6 +18,7 @@ from rich.table import Table
 
 from tinyseed import api
 from tinyseed.assets import CLOTHING_TEACHER, clothing
+from tinyseed.checkpoints.load import load_model
 from tinyseed.data.decode import decode
 from tinyseed.data.sources import Source, open_source
 from tinyseed.engine.config import DistillConfig, PretrainMoCoConfig, RunConfig
@@ -28,7 +29,7 @@ from tinyseed.evaluation.command import Photos, embed_photos
 from tinyseed.evaluation.health import neighbour_agreement
 from tinyseed.evaluation.knn import knn
 from tinyseed.models.encoder import Encoder
-from tinyseed.models.teacher import load_model
+from tinyseed.models.spec import ModelSpec
 from tinyseed.picture import Neighbour, Query, draw_neighbours
 
 TEACHER = "tinyseed/clothing-resnet18"
@@ -136,7 +137,7 @@ def train_unless_done(run: RunConfig, console: Console) -> None:
 def encoders(config: DemoConfig) -> dict[str, Encoder]:
     """The table's four models, weakest first."""
     return {
-        "random": load_model(f"random:{STUDENT}", seed=config.seed),
+        "random": load_model(ModelSpec(f"random:{STUDENT}", seed=config.seed)),
         "alone": load_model(str(config.out / "alone")),
         "distilled": load_model(str(config.out / "distilled")),
         "teacher": load_model(TEACHER),

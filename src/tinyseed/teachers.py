@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tinyseed.models.formats import TeacherFile
-from tinyseed.models.teacher import describe_teacher
+from tinyseed.checkpoints.formats import ModelDescription
+from tinyseed.checkpoints.load import describe_model
 
-__all__ = ["TeachersConfig", "describe_teacher", "table"]
+__all__ = ["TeachersConfig", "describe_model", "table"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class TeachersConfig:
     """Network of a file that does not say what it is: a model's name."""
 
 
-def table(teacher: TeacherFile) -> str:
+def table(teacher: ModelDescription) -> str:
     """What a teacher is, a line each."""
     contract = teacher.input
     head = f"{teacher.head}, to {teacher.dim}" if teacher.head != "none" else "none"

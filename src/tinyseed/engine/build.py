@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tinyseed.checkpoints.load import load_teacher
 from tinyseed.data.bands import require_readers
 from tinyseed.data.loader import Plan, TrainingViews
 from tinyseed.data.sources import Source, open_source
@@ -24,7 +25,7 @@ from tinyseed.engine.optim import peak_lr, scaled_lr
 from tinyseed.engine.run_folder import RunFolder, settled
 from tinyseed.engine.runtime import Runtime, share_statistics, worker_count
 from tinyseed.engine.schedule import Schedule
-from tinyseed.errors import InputError
+from tinyseed.errors import InputError, argument
 from tinyseed.methods.method import Method
 from tinyseed.methods.moco import MoCo
 from tinyseed.methods.seed import Seed
@@ -33,7 +34,8 @@ from tinyseed.methods.swav import SwAV, small_crop_size
 from tinyseed.models.backbones import build_backbone
 from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder, build_projector
-from tinyseed.models.teacher import Teacher, load_teacher
+from tinyseed.models.spec import ModelSpec
+from tinyseed.models.teacher import Teacher
 from tinyseed.objectives.queue import Queue, auto_queue_size
 
 
@@ -160,7 +162,7 @@ def build_teacher(config: RunConfig) -> Teacher | None:
     match config:
         case DistillConfig():
             size = config.teacher_image_size
-            teacher = load_teacher(
+            spec = ModelSpec(
                 config.teacher,
                 weights=config.teacher_weights,
                 arch=config.teacher_arch,
@@ -168,8 +170,10 @@ def build_teacher(config: RunConfig) -> Teacher | None:
                 small_stem=config.small_stem and config.teacher_weights == "random",
                 image_size=config.image_size if size == "auto" else size,
                 seed=config.seed,
-                field="--teacher",
             )
+            renamed = {"weights": "teacher_weights", "arch": "teacher_arch", "output": "teacher_output"}
+            with argument("teacher", **renamed):
+                teacher = load_teacher(spec)
             if size not in ("auto", teacher.input.size):
                 raise InputError("--teacher-image-size", size, _other_size(teacher.input))
             teacher_bands(config, teacher.input)  # refuses wrong ones before anything is measured
@@ -233,15 +237,15 @@ def refuse_small_crops(config: PretrainSwAVConfig, encoder: Encoder) -> None:
 
 def build_encoder(config: RunConfig, name: str, dim: int, field: str) -> Encoder:
     """A trunk with fresh weights and a head onto `dim`; the same weights for the same seed."""
-    backbone = build_backbone(
-        name,
-        small_stem=config.small_stem,
-        image_size=config.image_size,
-        channels=config.channels,
-        seed=config.seed,
-        field=field,
-    )
-    backbone.input = replace(
+    with argument(field.removeprefix("--")):
+        backbone = build_backbone(
+            name,
+            small_stem=config.small_stem,
+            image_size=config.image_size,
+            channels=config.channels,
+            seed=config.seed,
+        )
+    contract = replace(
         backbone.input,
         mean=config.channel_mean or IMAGENET_MEAN,
         std=config.channel_std or IMAGENET_STD,
@@ -250,4 +254,5 @@ def build_encoder(config: RunConfig, name: str, dim: int, field: str) -> Encoder
         pixel_range=config.pixel_range,
     )
     hidden = None if config.projector_hidden == "auto" else config.projector_hidden
-    return Encoder(backbone, build_projector(config.projector, backbone.width, dim, hidden, seed=config.seed))
+    projector = build_projector(config.projector, backbone.width, dim, hidden, seed=config.seed)
+    return Encoder(backbone, projector).with_input(contract)

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from tinyseed.errors import InputError, RunError
-from tinyseed.models.weights import first_line, write_atomically
+from tinyseed.errors import InputError, RunError, first_line
+from tinyseed.files import write_checkpoint
 
 FORMAT = 1
 
@@ -41,16 +41,8 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         RunError: nothing could be written (full disk, no rights); the old file is intact.
     """
     content = {"format": FORMAT} | {name: getattr(checkpoint, name) for name in _FIELDS}
-
-    def write(unfinished: Path) -> None:
-        try:
-            with unfinished.open("wb") as file:
-                torch.save(content, file)
-        except RuntimeError as error:  # torch's zip writer tells a full disk so
-            raise OSError(first_line(error)) from error
-
     try:
-        write_atomically(path, write)
+        write_checkpoint(path, content)
     except RunError as error:
         kept = "the last checkpoint is intact" if path.exists() else "there is no earlier checkpoint"
         raise RunError(f"{error}; {kept}") from error

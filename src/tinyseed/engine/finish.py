@@ -2,12 +2,13 @@
 
 import torch
 
+from tinyseed.checkpoints.saved import save_encoder
 from tinyseed.engine.config import DistillConfig, RunConfig, verb
 from tinyseed.engine.run_folder import Figures, RunFolder
 from tinyseed.engine.runtime import Runtime
 from tinyseed.methods.method import Method
 from tinyseed.methods.seed import Seed
-from tinyseed.models.encoder import Encoder, save_encoder
+from tinyseed.models.encoder import Encoder
 
 
 def finish(

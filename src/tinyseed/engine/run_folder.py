@@ -12,7 +12,7 @@ from tinyseed.data.loader import BadRecord
 from tinyseed.engine.channels import MEASURED
 from tinyseed.engine.config import HARMLESS, RunConfig, as_json, flag
 from tinyseed.errors import InputError
-from tinyseed.models.weights import write_atomically
+from tinyseed.files import write_json
 
 Figures = dict[str, Any]
 """One line of metrics.jsonl, or summary.json: names and figures as they are written."""
@@ -45,8 +45,7 @@ class RunFolder:
 
     def write_json(self, file: Path, content: Mapping[str, Any]) -> None:
         """Write a JSON file whole or not at all."""
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(file, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+        write_json(file, content)
 
     def log(self, figures: Figures) -> None:
         """Append a line to metrics.jsonl. What is no finite number is written as null."""

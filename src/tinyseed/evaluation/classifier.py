@@ -34,10 +34,10 @@ from tinyseed.evaluation.common import Side, bands_seen, device
 from tinyseed.evaluation.features import embed, evaluating
 from tinyseed.evaluation.figures import class_figures
 from tinyseed.evaluation.progress import track
+from tinyseed.files import write_checkpoint
 from tinyseed.models.backbones import Backbone, seeded
 from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder
-from tinyseed.models.weights import write_atomically
 from tinyseed.precision import EvaluationPrecision, autocast_dtype
 from tinyseed.shapes import Features, Images
 
@@ -252,12 +252,7 @@ def _epoch(
 
 def _save(model: Classifier, optimizer: torch.optim.SGD, epoch: int, path: Path) -> None:
     state = model.state_dict() if model.trained_trunk else model.head.state_dict()
-    content = {"epoch": epoch, "model": state, "optimizer": optimizer.state_dict()}
-
-    def write(unfinished: Path) -> None:
-        torch.save(content, unfinished)
-
-    write_atomically(path, write)
+    write_checkpoint(path, {"epoch": epoch, "model": state, "optimizer": optimizer.state_dict()})
 
 
 def _resume(model: Classifier, optimizer: torch.optim.SGD, path: Path | None) -> int:

@@ -3,7 +3,7 @@
 An evaluation is a file with its settings and one `run(config) -> Report`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,15 +11,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tinyseed.checkpoints.load import load_model
 from tinyseed.data.bands import Bands, bands_of
 from tinyseed.data.cache import digest
 from tinyseed.data.sources import Source, open_source
 from tinyseed.data.split import sample
-from tinyseed.errors import InputError
+from tinyseed.errors import InputError, argument
 from tinyseed.evaluation.knn import align_labels
 from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder
-from tinyseed.models.teacher import load_model, weights_digest
+from tinyseed.models.spec import ModelSpec
+from tinyseed.models.teacher import weights_digest
 
 _LABELS = "has no labels; give sub-folders named by class, or a label column"
 _NAMED = 5
@@ -205,10 +207,8 @@ def open_model(
         InputError: there is no such model, or it cannot take images of this size.
     """
     size = None if image_size == "auto" else image_size
-    encoder = load_model(spec, arch=arch, image_size=size, round_size=round_size, field=field)
-    if size is not None and not round_size:
-        encoder.backbone.input = replace(encoder.input, size=size)
-    return encoder
+    with argument(field.removeprefix("--"), arch="model_arch"):
+        return load_model(ModelSpec(spec, arch=arch, image_size=size, round_size=round_size))
 
 
 def model_digest(encoder: Encoder) -> str:

@@ -18,8 +18,8 @@ import torch
 
 from tinyseed.evaluation.common import DataConfig, Sides, model_digest
 from tinyseed.evaluation.state import Figures
+from tinyseed.files import write_text
 from tinyseed.models.encoder import Encoder
-from tinyseed.models.weights import write_atomically
 
 NAMES = {
     "top1": "top-1 %",
@@ -140,9 +140,7 @@ def folder_for(config: DataConfig, model: str) -> Path | None:
 
 
 def _write(path: Path, content: str) -> None:
-    write_atomically(
-        path, lambda unfinished: unfinished.write_text(content.rstrip() + "\n", encoding="utf-8")
-    )
+    write_text(path, content.rstrip() + "\n")
 
 
 def columns(results: Sequence[Figures]) -> tuple[list[str], list[list[str]]]:

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tinyseed.checkpoints.load import random_init
 from tinyseed.evaluation import reporting
 from tinyseed.evaluation.command import measure_knn
 from tinyseed.evaluation.common import (
@@ -27,9 +28,9 @@ from tinyseed.evaluation.reporting import Clock, Report, markdown_table, text_ta
 from tinyseed.evaluation.semi import Few, Tuning, check_tuning, few_labels, measure_semi, semi_state
 from tinyseed.evaluation.state import Figures, State
 from tinyseed.evaluation.subset import save_subset
+from tinyseed.files import write_text
 from tinyseed.models.encoder import Encoder
-from tinyseed.models.teacher import RANDOM, load_model
-from tinyseed.models.weights import write_atomically
+from tinyseed.models.spec import RANDOM
 
 NEIGHBOURS = 10
 
@@ -110,9 +111,7 @@ def run(config: RetentionConfig) -> Report:
     if folder is not None:
         page = "\n".join(_page(made, config))
         reporting.write(made, folder, page)
-        write_atomically(
-            folder / "retention.md", lambda unfinished: unfinished.write_text(page + "\n", encoding="utf-8")
-        )
+        write_text(folder / "retention.md", page + "\n")
     state.clear()
     for model, few in itertools.product(models, subsets):
         semi_state(model.encoder, sides, few, config, config.seed).clear()
@@ -123,7 +122,7 @@ def _contestants(config: RetentionConfig) -> list[Contestant]:
     """Random weights, the student alone, the student, the teacher; those that there are, in this order."""
     student = open_model(config.student, config.image_size, field="--student")
     teacher = open_model(config.teacher, config.image_size, field="--teacher", round_size=True)
-    models = [Contestant("random", RANDOM + student.backbone.name, random_twin(student, config.seed))]
+    models = [Contestant("random", RANDOM + student.backbone.name, random_init(student, config.seed))]
     if config.alone is not None:
         alone = open_model(config.alone, config.image_size, field="--alone")
         models.append(Contestant("alone", config.alone, alone))
@@ -132,20 +131,6 @@ def _contestants(config: RetentionConfig) -> list[Contestant]:
         Contestant("student", config.student, student),
         Contestant("teacher", config.teacher, teacher),
     ]
-
-
-def random_twin(student: Encoder, seed: int) -> Encoder:
-    """The student's network with random weights, which sees images as the student does."""
-    build = student.backbone.build
-    twin = load_model(
-        RANDOM + build.name,
-        small_stem=build.small_stem,
-        image_size=build.built_size,
-        seed=seed,
-        field="--student",
-    )
-    twin.backbone.input = student.input
-    return twin
 
 
 def _measure(

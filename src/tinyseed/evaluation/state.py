@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyseed.data.cache import cache_folder, digest
-from tinyseed.models.weights import write_atomically
+from tinyseed.files import write_text
 
 Figures = dict[str, Any]
 """Figures by name, as JSON holds them."""
@@ -37,7 +37,7 @@ class State:
         except (OSError, ValueError):
             figures = compute()
         content = json.dumps(figures)
-        write_atomically(path, lambda unfinished: unfinished.write_text(content, encoding="utf-8"))
+        write_text(path, content)
         return figures
 
     def clear(self) -> None:

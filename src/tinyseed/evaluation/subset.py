@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tinyseed.data.addressed import uniforms
 from tinyseed.errors import InputError
 from tinyseed.evaluation.common import Side
-from tinyseed.models.weights import write_atomically
+from tinyseed.files import write_text
 
 _BROKEN = "give a text file with an image's name in each line"
 
@@ -48,7 +48,7 @@ def save_subset(side: Side, places: NDArray[np.int64], path: Path) -> None:
     """
     names = [side.source.name(int(index)) for index in side.indices[places]]
     content = "".join(f"{name}\n" for name in names)
-    write_atomically(path, lambda unfinished: unfinished.write_text(content, encoding="utf-8"))
+    write_text(path, content)
 
 
 def read_subset(side: Side, path: Path, field: str = "--subset") -> NDArray[np.int64]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from tinyseed.errors import InputError
+from tinyseed.checkpoints.load import load_model, random_init
+from tinyseed.errors import InputError, argument
 from tinyseed.evaluation.detect.batches import Sizes, trainable
 from tinyseed.evaluation.detect.coco import read_coco
 from tinyseed.evaluation.detect.config import (
@@ -30,9 +31,10 @@ from tinyseed.evaluation.detect.scenes import SceneSet
 from tinyseed.evaluation.detect.score import Precision, average_precision, detect
 from tinyseed.evaluation.detect.train import REFERENCE_BATCH, Plan, Trained, run_key, schedule_steps, train
 from tinyseed.evaluation.detect.voc import read_voc
+from tinyseed.files import write_text
 from tinyseed.models.encoder import Encoder
-from tinyseed.models.teacher import RANDOM, load_model, weights_digest
-from tinyseed.models.weights import write_atomically
+from tinyseed.models.spec import RANDOM, ModelSpec
+from tinyseed.models.teacher import weights_digest
 from tinyseed.precision import autocast_dtype
 
 Stop = Callable[[], bool]
@@ -96,15 +98,9 @@ def evaluate_detect(
 
 def _load(config: DetectConfig, spec: str) -> Encoder:
     if spec != RANDOM_TWIN:
-        return load_model(spec, seed=config.seed, field=_field(config, spec))
-    build = load_model(config.model, seed=config.seed).backbone.build
-    return load_model(
-        build.name,
-        weights="random",
-        small_stem=build.small_stem,
-        image_size=build.built_size,
-        seed=config.seed,
-    )
+        with argument(_field(config, spec).removeprefix("--")):
+            return load_model(ModelSpec(spec, seed=config.seed))
+    return random_init(load_model(ModelSpec(config.model, seed=config.seed)), config.seed)
 
 
 def _field(config: DetectConfig, spec: str) -> str:
@@ -278,4 +274,4 @@ def _report(task: _Task, results: tuple[DetectResult, ...], unreadable: int) -> 
 
 
 def _write(path: Path, content: str) -> None:
-    write_atomically(path, lambda unfinished: unfinished.write_text(content, encoding="utf-8"))
+    write_text(path, content)

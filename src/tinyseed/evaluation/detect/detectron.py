@@ -9,9 +9,9 @@ import numpy as np
 from torch import nn
 
 from tinyseed.errors import InputError
+from tinyseed.files import replacing
 from tinyseed.models.encoder import Encoder
 from tinyseed.models.names import import_timm
-from tinyseed.models.weights import write_atomically
 
 _PLAIN = re.compile(
     r"(?:(?:conv|bn)1|layer[1-4]\.\d+\.(?:(?:conv|bn)[123]|downsample\.[01]))"
@@ -52,7 +52,8 @@ def export_detectron2(encoder: Encoder, path: str | Path) -> Path:
         if not name.endswith("num_batches_tracked")
     }
     content = {"model": model, "__author__": "tinyseed", "matching_heuristics": True}
-    write_atomically(path, lambda unfinished: unfinished.write_bytes(pickle.dumps(content)))
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(pickle.dumps(content))
     return path
 
 

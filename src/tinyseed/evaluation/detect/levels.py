@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tinyseed.errors import InputError
+from tinyseed.errors import InputError, first_line
 from tinyseed.models.backbones import Backbone
-from tinyseed.models.weights import first_line
 
 STRIDES = (4, 8, 16, 32)
 

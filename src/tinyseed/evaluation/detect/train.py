@@ -5,18 +5,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tinyseed.data.addressed import uniforms
-from tinyseed.errors import InputError, RunError
+from tinyseed.errors import InputError, RunError, first_line
 from tinyseed.evaluation.detect.batches import Batch, Sizes, prefetched
 from tinyseed.evaluation.detect.progress import Progress
 from tinyseed.evaluation.detect.scenes import Scene
-from tinyseed.models.weights import first_line, write_atomically
+from tinyseed.files import write_checkpoint
 
 REFERENCE_BATCH = 16
 _STEPS_1X = {"coco": 90_000, "voc": 18_000}
@@ -205,14 +205,7 @@ def _save(path: Path, key: str, trainee: _Trainee, losses: list[float], seconds:
         "detector": trainee.detector.state_dict(),
         "optimizer": trainee.optimizer.state_dict(),
     }
-    write_atomically(path, lambda unfinished: _write(content, unfinished))
-
-
-def _write(content: dict[str, Any], path: Path) -> None:
-    try:
-        torch.save(content, path)
-    except RuntimeError as error:  # torch's zip writer tells a full disk so
-        raise OSError(first_line(error)) from error
+    write_checkpoint(path, content)
 
 
 def _resume(path: Path, key: str, trainee: _Trainee) -> tuple[list[float], float]:
