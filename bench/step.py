@@ -24,6 +24,7 @@ from torch import nn
 
 from common import machine, write_results
 from tinyseed.assets import clothing
+from tinyseed.checkpoints.saved import save_encoder
 from tinyseed.data.decode import decode
 from tinyseed.data.loader import training_batches
 from tinyseed.data.sources import open_source
@@ -32,7 +33,7 @@ from tinyseed.engine.build import build_views, open_data
 from tinyseed.engine.config import DistillConfig
 from tinyseed.engine.run_folder import RunFolder
 from tinyseed.models.backbones import build_backbone
-from tinyseed.models.encoder import Encoder, build_projector, save_encoder
+from tinyseed.models.encoder import Encoder, build_projector
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,7 @@ ABSOLUTE = re.compile(rb"(?<![\w./:$~{-])/(?:home|root|work|Users|mnt|scratch)/[
 
 
 def tracked() -> list[Path]:
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False, text=True
-    )
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False, text=True)
     if listed.returncode:
         pytest.skip("not a git checkout")
     return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
@@ -81,7 +79,17 @@ def test_module_docstrings_say_what_belongs_in_the_file():
 
 def test_only_settings_and_the_boundary_know_flags():
     """Functions below the boundary take no name of a flag, and write none."""
-    rooms = ("checkpoints", "data", "detection", "engine", "evaluation", "methods", "models", "networks", "objectives")
+    rooms = (
+        "checkpoints",
+        "data",
+        "detection",
+        "engine",
+        "evaluation",
+        "methods",
+        "models",
+        "networks",
+        "objectives",
+    )
     for room in rooms:
         for path in (SOURCE / room).rglob("*.py"):
             tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tinyseed.checkpoints import load as models
-from tinyseed.checkpoints.formats import TeacherFile
+from tinyseed.checkpoints.formats import ModelDescription
+from tinyseed.checkpoints.saved import load_encoder
 from tinyseed.detection.export import export_detectron2 as write_detectron2
 from tinyseed.engine.run_folder import Metrics
 from tinyseed.engine.runtime import is_main_process
@@ -70,7 +71,7 @@ def distill(*, data: Paths, teacher: str | Path, student: str, out: str | Path, 
 
 
 def pretrain(
-    method: Literal["moco-v1", "moco-v2", "simclr", "swav"] | str,  # noqa: PYI051  (the known ones are shown)
+    method: Literal["moco-v1", "moco-v2", "simclr", "swav"] | str,
     *,
     data: Paths,
     backbone: str,
@@ -100,7 +101,7 @@ def pretrain(
 
 
 def evaluate(
-    evaluation: Literal["knn", "linear", "semi", "transfer", "retention", "detect"] | str,  # noqa: PYI051
+    evaluation: Literal["knn", "linear", "semi", "transfer", "retention", "detect"] | str,
     *,
     train_data: Paths,
     test_data: Paths = (),
@@ -134,7 +135,7 @@ def load(path: str | Path) -> Encoder:
     Raises:
         InputError: there is no model at this path.
     """
-    return models.load_encoder(path).eval()
+    return load_encoder(path).eval()
 
 
 def load_teacher(
@@ -180,7 +181,9 @@ def load_teacher(
         )
 
 
-def describe_teacher(spec: str | Path, *, arch: str | None = None, field: str | None = None) -> TeacherFile:
+def describe_teacher(
+    spec: str | Path, *, arch: str | None = None, field: str | None = None
+) -> ModelDescription:
     """Describe a teacher's file, folder or name. Files are loaded, so errors show what does not fit.
 
     Args:

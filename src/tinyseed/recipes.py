@@ -321,7 +321,9 @@ def sheet(name: str) -> str:
     settings = recipe.settings()
     networks = "--teacher runs/teacher --student" if recipe.command == "distill" else "--backbone"
     network = "resnet18" if recipe.command == "distill" or settings["image_size"] < 64 else "resnet50"
-    command = f"tinyseed {recipe.command} --recipe {name} --data photos/ {networks} {network} --out runs/{name}"
+    command = (
+        f"tinyseed {recipe.command} --recipe {name} --data photos/ {networks} {network} --out runs/{name}"
+    )
     flags = "\n".join(f"  {_as_flag(setting, value)}" for setting, value in settings.items())
     return f"{command}\n\n{recipe.about}\n\n{recipe.notes}\n\nsettings:\n{flags}"
 

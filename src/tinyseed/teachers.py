@@ -23,7 +23,7 @@ class TeachersSettings:
     """Architecture (a model name) of a file that does not state it."""
 
 
-def describe(spec: str, settings: TeachersSettings) -> "formats.TeacherFile":
+def describe(spec: str, settings: TeachersSettings) -> "formats.ModelDescription":
     """Describe a checkpoint file, folder, URL or model name.
 
     Raises:
@@ -33,7 +33,7 @@ def describe(spec: str, settings: TeachersSettings) -> "formats.TeacherFile":
         return load.describe_model(spec, arch=settings.teacher_arch)
 
 
-def table(teacher: "formats.TeacherFile") -> str:
+def table(teacher: "formats.ModelDescription") -> str:
     """The description of a teacher, one property per line."""
     expected = teacher.input
     head = f"{teacher.head}, to {teacher.dim}" if teacher.head != "none" else "none"
@@ -56,5 +56,7 @@ def table(teacher: "formats.TeacherFile") -> str:
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    listed = ", ".join(f"{group.replace('trunk', 'backbone')} {count}" for group, count in counts.items() if count)
+    listed = ", ".join(
+        f"{group.replace('trunk', 'backbone')} {count}" for group, count in counts.items() if count
+    )
     return f"{listed} (tensors)" if listed else "nothing"

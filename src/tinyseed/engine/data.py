@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tinyseed.data.loader import BadRecord, evaluation_batches
 from tinyseed.data.base import Source
+from tinyseed.data.loader import BadRecord, evaluation_batches
 from tinyseed.data.readers import BandReader, Reader, reader_for
 from tinyseed.data.sources import open_source
 from tinyseed.data.split import held_out_split, sample

@@ -75,7 +75,9 @@ class Log:
             if not np.isfinite(loss):
                 first = step - len(losses) + place + 1
                 path = self.folder.checkpoint
-                last = f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
+                last = (
+                    f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
+                )
                 raise RunError(
                     f"the loss became {loss} at step {first}; {last}; try a lower `lr` or `precision` 32"
                 )

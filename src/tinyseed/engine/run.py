@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tinyseed.checkpoints.load import load_teacher
+from tinyseed.checkpoints.saved import save_encoder
 from tinyseed.data.loader import Plan, TrainingBatch, TrainingViews, keep_freed_memory, training_batches
 from tinyseed.data.readers import BandReader
 from tinyseed.data.split import sample
@@ -28,7 +29,6 @@ from tinyseed.files import write_json
 from tinyseed.methods.base import Forward, Method, MethodSpec, Setup
 from tinyseed.methods.catalog import spec_of
 from tinyseed.methods.distillation import teacher_bands
-from tinyseed.models.encoder import save_encoder
 from tinyseed.models.teacher import Teacher
 from tinyseed.progress import Progress, duration
 from tinyseed.settings.train import DistillSettings, TrainSettings

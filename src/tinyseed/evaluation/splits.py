@@ -1,6 +1,5 @@
 """The labeled images of an evaluation: a train and a test split whose classes are numbered alike."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np

@@ -112,7 +112,8 @@ class Method(ABC):
 
     def state(self) -> "Mapping[str, Any]":
         """The parts of the method's own state by the prefix of their names, each with `to`, `state_dict` and
-        `load_state_dict`; the module is saved by the engine."""
+        `load_state_dict`; the module is saved by the engine.
+        """
         return {}
 
     def to(self, device: "torch.device") -> None:
@@ -173,9 +174,7 @@ class Setup:
                 seed=settings.seed,
             )
         hidden = None if settings.projector_hidden == "auto" else settings.projector_hidden
-        head = encoder.build_projector(
-            settings.projector, backbone.width, dim, hidden, seed=settings.seed
-        )
+        head = encoder.build_projector(settings.projector, backbone.width, dim, hidden, seed=settings.seed)
         expected = replace(
             backbone.input,
             mean=settings.channel_mean or pixels.IMAGENET_MEAN,

@@ -44,7 +44,8 @@ SMALLEST_CROP = 8
 @dataclass(frozen=True, kw_only=True)
 class SwAVSettings(PretrainSettings):
     """`tinyseed pretrain swav`; the defaults are those of its ImageNet runs with batches of 4,096 (2006.09882, appendix
-    A: learning rate 4.8 to 0.0048)."""
+    A: learning rate 4.8 to 0.0048).
+    """
 
     optimizer: Literal["sgd", "lars"] = "lars"
     lr: float = 0.3
@@ -165,9 +166,7 @@ class SwAV(Method):
     def step(self, forward: Forward, views: "tuple[torch.Tensor, ...]", step: int) -> StepOutput:
         """Codes of the large crops, predicted from the other crops (paper, section 3.1)."""
         settings, expected = self.settings, self.encoder.input
-        embeddings, scores = forward(
-            *(pixels.normalize(view, expected.mean, expected.std) for view in views)
-        )
+        embeddings, scores = forward(*(pixels.normalize(view, expected.mean, expected.std) for view in views))
         scores = scores.view(len(views), len(views[0]), -1)
         codes = torch.stack([self._codes(crop, scores[crop]) for crop in range(settings.large_crops)])
         loss = cluster.swav_loss(scores, codes, temperature=settings.temperature)

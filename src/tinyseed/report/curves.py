@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tinyseed.methods.catalog import spec_of_command
 from tinyseed.report.charts import Format, Point, Role, Series, percent, plain, smooth
-from tinyseed.report.files import Record, RunFiles, number, series
+from tinyseed.report.files import Record, RunFiles, series
 from tinyseed.report.verdict import Outcome
 
 SMOOTHED_FROM = 60

@@ -143,7 +143,9 @@ def verdict(found: Outcome) -> Verdict:
     """Judge by k-NN where there are labels, otherwise by the teacher's neighbors; never by the loss."""
     if collapsed(found):
         return Verdict(
-            "bad", "Collapsed", f"{found.name} gives nearly the same features for every image. {_summary(found)}"
+            "bad",
+            "Collapsed",
+            f"{found.name} gives nearly the same features for every image. {_summary(found)}",
         )
     for value, before in ((found.knn, found.knn_before), (found.agreement, found.agreement_before)):
         if value is not None and before is not None:
@@ -152,7 +154,9 @@ def verdict(found: Outcome) -> Verdict:
         return Verdict("unknown", "Measured", f"{_summary(found)} The untrained network was not measured.")
     if found.loss_last is not None and found.loss_first is not None:
         change = f"The loss went from {plain(found.loss_first)} to {plain(found.loss_last)}"
-        unclear = "which does not tell whether anything was learned: nothing was evaluated on held-out images."
+        unclear = (
+            "which does not tell whether anything was learned: nothing was evaluated on held-out images."
+        )
         return Verdict("unknown", "Not measured", f"{change}, {unclear}")
     return Verdict("unknown", "No metrics yet", "This folder holds no metrics of a run.")
 
@@ -186,9 +190,7 @@ def _summary(found: Outcome) -> str:
     """The metrics in words."""
     sentences = []
     if found.knn is not None:
-        sentence = (
-            f"{found.name} predicts the class of {percent(found.knn)} of the held-out images from their neighbors"
-        )
+        sentence = f"{found.name} predicts the class of {percent(found.knn)} of the held-out images from their neighbors"
         beside = ", ".join(_beside(found, found.knn))
         sentences.append(f"{sentence} (k-NN){': ' if beside else ''}{beside}.")
     if found.agreement is not None:

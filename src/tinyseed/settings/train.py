@@ -227,7 +227,5 @@ def check_batch_has_pairs(settings: TrainSettings) -> None:
         InputError: the batch is too small.
     """
     if settings.batch_size < 2 * settings.accumulate:
-        remedy = (
-            f"give at least {2 * settings.accumulate}: images are compared with others of the same forward pass"
-        )
+        remedy = f"give at least {2 * settings.accumulate}: images are compared with others of the same forward pass"
         raise InputError(settings.batch_size, remedy, argument="batch_size")

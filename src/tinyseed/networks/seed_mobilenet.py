@@ -1,7 +1,7 @@
-"""MobileNetV3-Large as in the students that SEED's authors released. Imports shapes only.
+"""MobileNetV3-Large as in the students that SEED's authors released.
 
-Tensor names are those of their files. The network is another one than torchvision's and timm's of this name: squeeze
-and excitation comes before the activation, some hidden widths differ, and batch norm's epsilon is 1e-5.
+Tensor names are those of their files. The network differs from torchvision's and timm's of this name: squeeze and
+excitation comes before the activation, some hidden widths differ, and batch norm's epsilon is 1e-5.
 """
 
 from typing import NamedTuple
@@ -43,10 +43,10 @@ _ROWS = (
 
 
 class SeedMobileNet(nn.Module):
-    """MobileNetV3-Large: features [n, 1280], those that SEED's head `fc` takes.
+    """MobileNetV3-Large: features [n, 1280], which SEED's head `fc` takes.
 
     Source: the networks of SEED (arXiv 2101.04731), which follow d-li14/mobilenetv3.pytorch; arXiv 1905.02244, table 1.
-    Differs: no last layer; dropout of 0.2 in training is the only part without a counterpart in the files.
+    Differs: no last layer. Dropout of 0.2 in training has no counterpart in the files.
     """
 
     def __init__(self) -> None:
@@ -61,16 +61,16 @@ class SeedMobileNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Sequential(nn.Linear(960, 1280), nn.Hardswish(), nn.Dropout(0.2))
         for module in self.modules():
-            _initialise(module)
+            _initialize(module)
 
     def forward(self, images: Images) -> Features:
-        """Features of normalised images."""
+        """Features of normalized images."""
         maps = self.conv(self.features(images))
         return self.classifier(torch.flatten(self.avgpool(maps), 1))
 
 
 class _Block(nn.Module):
-    """Inverted residual block; where nothing is expanded, the first pointwise convolution falls away."""
+    """Inverted residual block; where nothing is expanded, it has no first pointwise convolution."""
 
     def __init__(self, channels: int, row: _Row) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class _Block(nn.Module):
 
 
 class _Squeeze(nn.Module):
-    """Channels are weighted by what the whole map says."""
+    """Squeeze and excitation: channels are weighted by functions of the map's means."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ def _divisible(channels: float) -> int:
     return rounded if rounded >= 0.9 * channels else rounded + 8
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out")
     elif isinstance(module, nn.Linear):

@@ -1,11 +1,11 @@
-"""Which architecture a state dict is of, by the names and shapes of its tensors. Imports backbones, weights, errors.
+"""Which architecture a state dict is of, by the names and shapes of its tensors.
 
 The index (assets/signatures.json, made by scripts/make_signatures.py) has a row for each architecture of torchvision,
-timm and this room: a hash of its trunk's names and shapes, how many tensors and numbers it has, and its classifiers.
+timm and `tinyseed.networks`: a digest of its names and shapes without classifier, its number of tensors and of
+parameters, and its classifiers.
 """
 
 import functools
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -15,30 +15,24 @@ from typing import NamedTuple
 
 import torch
 
+from tinyseed.checkpoints.fit import describe_misfits, fit_weights, misfits, without
+from tinyseed.checkpoints.weights import StateDict
 from tinyseed.errors import InputError
-from tinyseed.models.backbones import Backbone, build_backbone, create
+from tinyseed.files import digest
+from tinyseed.models.backbones import Backbone, build_backbone
+from tinyseed.models.libraries import create_on_meta
 from tinyseed.models.names import find_model
-from tinyseed.models.weights import StateDict, fit_weights, misfits, told
 
 _COUNTER = "num_batches_tracked"
-_NEAREST = 6
-"""So many architectures of about this size are compared name by name."""
+_COMPARED = 6
+"""Number of architectures of about the same size that are compared name by name."""
 _LIBRARIES = ("torchvision/", "swav/", "seed/")
 """Where several have the same tensors, the first of these wins over timm's (whose ResNets are torchvision's)."""
 _SAME = 1e-5
 
 
-def arch_flag(field: str) -> str:
-    """The flag that names the network of the file that `field` gave.
-
-    >>> arch_flag("--model"), arch_flag("--teacher")
-    ('--model-arch', '--teacher-arch')
-    """
-    return "--model-arch" if field == "--model" else "--teacher-arch"
-
-
 class Architecture(NamedTuple):
-    """A model's name, and the modules of its whole network that a trunk does without and this file has."""
+    """A model's name, and the modules of its whole network that a file has and the backbone does not."""
 
     name: str
     classifiers: tuple[str, ...]
@@ -54,27 +48,26 @@ class _Row(NamedTuple):
 def signature(state: StateDict) -> str:
     """12 hexadecimal digits for names and shapes; batch norm's counters, which old files lack, do not count."""
     lines = [f"{name} {list(value.shape)}" for name, value in state.items() if not name.endswith(_COUNTER)]
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:12]
+    return digest(*sorted(lines), digits=12)
 
 
-def architecture_of(state: StateDict, path: Path, field: str, prefer: Sequence[str] = ()) -> Architecture:
+def architecture_of(state: StateDict, path: Path, prefer: Sequence[str] = ()) -> Architecture:
     """The architecture that has exactly these tensors, its classifier aside.
 
-    Several of timm's may have: where all compute the same from these weights and expect the same normalisation,
+    Several of timm's may have them: where all compute the same from these weights and expect the same normalization,
     the one with the plainest name is taken (no `tf_`, then the shortest).
 
     Args:
         state: tensors by name.
         path: their file, for errors.
-        field: the flag that gave it, for errors.
-        prefer: beginnings of names (`swav/`) that win over the others, for a trunk alone.
+        prefer: beginnings of names (`swav/`) that win over the others, for a backbone without classifier.
 
     Raises:
-        InputError: none has, and the nearest is told; or several that differ, and their names are told.
+        InputError: none has them, and the nearest is named; or several that differ have, and they are named.
     """
     found = _matching(state)
     if not found:
-        raise InputError(field, path, _nearest(state, field))
+        raise InputError(path, _nearest(state))
     for beginning in (*(() if found[0].classifiers else prefer), *_LIBRARIES):
         preferred = next((each for each in found if each.name.startswith(beginning)), None)
         if preferred is not None:
@@ -83,7 +76,7 @@ def architecture_of(state: StateDict, path: Path, field: str, prefer: Sequence[s
     if len(found) > 1 and not _compute_the_same([each.name for each in found], state, found[0].classifiers):
         names = " or ".join(each.name for each in found)
         why = "has tensors of several architectures that differ in what they compute or expect"
-        raise InputError(field, path, f"{why}; give {arch_flag(field)} {names}")
+        raise InputError(path, f"{why}; give `arch` {names}")
     return found[0]
 
 
@@ -104,23 +97,6 @@ def _matching(state: StateDict) -> list[Architecture]:
     return []
 
 
-def classifiers_of(name: str, field: str) -> tuple[str, ...]:
-    """Modules of a model's whole network that its trunk does without.
-
-    Raises:
-        InputError: an unknown name.
-    """
-    library, plain = find_model(name, arch_flag(field))
-    with torch.device("meta"):
-        return create(library, plain, None, arch_flag(field)).classifiers
-
-
-def without(state: StateDict, modules: Sequence[str]) -> StateDict:
-    """The tensors that do not belong to these modules."""
-    prefixes = tuple(f"{module}." for module in modules)
-    return {name: value for name, value in state.items() if not prefixes or not name.startswith(prefixes)}
-
-
 @functools.cache
 def _index() -> dict[str, _Row]:
     content = json.loads(files("tinyseed.assets").joinpath("signatures.json").read_text(encoding="utf-8"))
@@ -132,9 +108,9 @@ def _index() -> dict[str, _Row]:
 
 
 def _compute_the_same(names: Sequence[str], state: StateDict, classifiers: Sequence[str]) -> bool:
-    """Whether these architectures give the same features of noise with these weights, and are normalised alike."""
-    trunk = without(state, classifiers)
-    first, *others = (_loaded(name, trunk) for name in names)
+    """Whether these architectures give the same features of noise with these weights, and are normalized alike."""
+    plain = without(state, classifiers)
+    first, *others = (_loaded(name, plain) for name in names)
     side = first.input.size
     noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -153,24 +129,21 @@ def _compute_the_same(names: Sequence[str], state: StateDict, classifiers: Seque
 
 def _loaded(name: str, state: StateDict) -> Backbone:
     backbone = build_backbone(name, seed=0)
-    fit_weights(backbone.network, state, name=name, source=name, field="--teacher")
+    fit_weights(backbone.network, state, name=name, source=name)
     return backbone
 
 
-def _nearest(state: StateDict, field: str) -> str:
-    """What to say of tensors that no architecture has: which comes nearest, and what keeps it from fitting."""
-    nearest = ""
-    fewest = math.inf
+def _nearest(state: StateDict) -> str:
+    """What to say of tensors that no architecture has: which comes nearest, and what keeps them from fitting."""
+    compared = {}
     for name in _of_about_this_size(state):
-        library, plain = find_model(name, field)
-        with torch.device("meta"):
-            trunk = create(library, plain, None, field)
-        groups = misfits(trunk.network.state_dict(), without(state, trunk.classifiers))
-        problems = sum(len(keys) for keys in groups.values())
-        if problems < fewest:
-            fewest, nearest = problems, f"{name}: {told(groups)}"
-    remedy = f"where the file does not say what it is, give {arch_flag(field)} NAME"
-    return f"fits no architecture, nothing was loaded; nearest is {nearest}; {remedy}"
+        made = create_on_meta(*find_model(name))
+        compared[name] = misfits(made.network.state_dict(), without(state, made.classifiers))
+    nearest = min(compared, key=lambda name: sum(map(len, compared[name].values())))
+    return (
+        f"fits no architecture, nothing was loaded; nearest is {nearest}: {describe_misfits(compared[nearest])}; "
+        "where the file does not say what it is, give `arch` NAME"
+    )
 
 
 def _of_about_this_size(state: StateDict) -> list[str]:
@@ -184,6 +157,6 @@ def _of_about_this_size(state: StateDict) -> list[str]:
     nearest: dict[str, str] = {}
     for name, row in sorted(_index().items(), key=lambda item: distance(item[1])):
         nearest.setdefault(row.signature, name)
-        if len(nearest) == _NEAREST:
+        if len(nearest) == _COMPARED:
             break
     return list(nearest.values())

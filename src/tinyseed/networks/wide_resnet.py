@@ -1,4 +1,4 @@
-"""ResNet-50 with every width multiplied, as SwAV trained it. Imports torchvision_ops only.
+"""ResNet-50 with every width multiplied, as SwAV trained it.
 
 Tensor names are torchvision's, so SwAV's released files fit as they are.
 """
@@ -39,7 +39,7 @@ class WideResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Images) -> Features:
-        """Pooled features of normalised images."""
+        """Pooled features of normalized images."""
         maps = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
         return torch.flatten(self.avgpool(maps), 1)
