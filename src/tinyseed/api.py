@@ -255,7 +255,7 @@ def _filled(kind: type, given: dict[str, Any], command: str | None = None) -> An
 
 
 def _held(value: Any, hint: Any) -> Any:  # noqa: ANN401
-    """A value as the settings hold it: one of several as a tuple, paths as texts or as `Path` where the field wants one."""
+    """A value as the settings hold it: several as a tuple, paths as texts, or as `Path` where the field wants one."""
     options = get_args(hint) if get_origin(hint) is not tuple else ()
     if get_origin(hint) is tuple:
         several = [value] if isinstance(value, str | Path | int | float) else list(value)

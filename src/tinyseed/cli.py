@@ -180,7 +180,7 @@ def _teachers(rest: Sequence[str]) -> int:
 def _demo(rest: Sequence[str]) -> int:
     from tinyseed.settings.demo import DemoSettings
 
-    about = "Distill a small student from a teacher, both on photos that are bundled with tinyseed, and show the result."
+    about = "Distill a small student from a teacher, on photos that are bundled with tinyseed, and show the result."
     example = VERBS["demo"].example
     settings = parse(DemoSettings, rest, command="tinyseed demo", example=example, about=about)
     from tinyseed.demo import demo

@@ -1,7 +1,7 @@
 """`tinyseed demo`: the whole way in a few minutes, on photos that are bundled with the package.
 
-A small student learns from the bundled teacher; as a baseline the same student is trained without a teacher for the same
-time. They are compared on test photos that nothing was trained or tuned on.
+A small student learns from the bundled teacher; as a baseline the same network is trained without a teacher for the
+same time. They are compared on test photos that nothing was trained or tuned on.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Recipes: the settings of published runs, and of their variants for small images, by name.
 
 Each recipe is a function that returns all settings in which such a run differs from others; its docstring says what it
-is and where it comes from. Its name is the function's name with hyphens. Settings given beside a recipe take precedence.
+is and where it comes from. Its name is the function's name with hyphens. Settings given beside a recipe win.
 """
 
 import inspect

@@ -83,7 +83,7 @@ class Log:
                 )
 
     def show(self, metrics: Metrics, total_steps: int, seconds_left: float, *, final: bool) -> None:
-        """Show a line of the log as progress, within 80 columns; wait is the fraction of time spent waiting for data."""
+        """Show a line of the log as progress, in 80 columns; wait is the fraction of time spent waiting for data."""
         knn = f"  k-NN {top1:.1f} %" if (top1 := self.latest.get("knn_top1")) is not None else ""
         text = (
             f"epoch {metrics['epoch']}  loss {metrics['loss']:.3f}  {metrics['images_per_s']:,.0f} img/s"

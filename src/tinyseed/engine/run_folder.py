@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class Quarantine:
     def __len__(self) -> int:
         return len(self.known)
 
-    def add(self, records: tuple[BadRecord, ...]) -> None:
+    def add(self, records: Sequence[BadRecord]) -> None:
         """List unreadable images in quarantine.jsonl.
 
         Raises:

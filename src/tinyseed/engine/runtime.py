@@ -198,7 +198,7 @@ def is_main_process() -> bool:
 
 
 def worker_count(wanted: int | Literal["auto"], on_gpu: bool) -> int:
-    """Decoding processes per device: with a GPU up to 16; on the CPU a quarter of the cores, none where there are only two.
+    """Decoding processes per device: with a GPU up to 16; on the CPU a quarter of the cores, none on two cores.
 
     Without workers the main process decodes in threads. On two cores a worker would gain nothing: the networks' threads
     wait for each other whenever a worker takes one of them off its core (bench/step.py).

@@ -1,4 +1,4 @@
-"""What a method is: the steps of the training loop that it decides, and the record by which everything else knows it."""
+"""What a method is: the parts of a training step that it decides, and the record by which everything else knows it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -78,8 +78,9 @@ class StepOutput:
 
 
 class Method(ABC):
-    """One way to train an encoder. The training loop calls, in this order: `views` once, then in each step `step`,
-    `adjust_gradients` and `advance`.
+    """One way to train an encoder.
+
+    The training loop calls, in this order: `views` once, then in each step `step`, `adjust_gradients` and `advance`.
 
     Attributes:
         module: what is trained; the only thing that the optimizer and DDP see.
@@ -104,15 +105,16 @@ class Method(ABC):
     def step(self, forward: Forward, views: "tuple[shapes.Images, ...]", step: int) -> StepOutput:
         """Views in [0, 1] to a loss. Changes nothing that a later step reads."""
 
-    def adjust_gradients(self, step: int) -> None:
+    def adjust_gradients(self, step: int) -> None:  # noqa: B027  (most methods leave them)
         """Change or drop gradients between the backward pass and the optimizer's step."""
 
-    def advance(self, outputs: Sequence[StepOutput]) -> None:
+    def advance(self, outputs: Sequence[StepOutput]) -> None:  # noqa: B027  (most methods have no state)
         """Update the method's state (queue, momentum encoder); called once, after the optimizer's step."""
 
     def state(self) -> "Mapping[str, Any]":
-        """The parts of the method's own state by the prefix of their names, each with `to`, `state_dict` and
-        `load_state_dict`; the module is saved by the engine.
+        """The parts of the method's own state by the prefix of their names; the module is saved by the engine.
+
+        Each part has `to`, `state_dict` and `load_state_dict`.
         """
         return {}
 

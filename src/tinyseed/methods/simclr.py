@@ -44,8 +44,7 @@ class SimCLRSettings(PretrainSettings):
     dim: int = 128
     """Dimension of the embedding."""
     projector: Literal["mlp-bn", "mlp-bn-3", "mlp", "linear"] = "mlp-bn"
-    """Head on the backbone: an MLP with batch norm, the three-layer one of SimCLR v2, one without batch norm, or a linear
-    layer."""
+    """Head on the backbone: an MLP with batch norm, SimCLR v2's of three layers, one without batch norm, or linear."""
     projector_hidden: int | Literal["auto"] = "auto"
     """Width of the MLP's hidden layers; auto: that of the backbone's features."""
     color_strength: float = 1.0

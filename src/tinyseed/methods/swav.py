@@ -43,8 +43,9 @@ SMALLEST_CROP = 8
 
 @dataclass(frozen=True, kw_only=True)
 class SwAVSettings(PretrainSettings):
-    """`tinyseed pretrain swav`; the defaults are those of its ImageNet runs with batches of 4,096 (2006.09882, appendix
-    A: learning rate 4.8 to 0.0048).
+    """`tinyseed pretrain swav`; the defaults are those of its ImageNet runs with batches of 4,096.
+
+    Source: 2006.09882, appendix A (learning rate 4.8 to 0.0048).
     """
 
     optimizer: Literal["sgd", "lars"] = "lars"
@@ -135,8 +136,8 @@ class SwAV(Method):
     Each process holds the queues' rows of all processes and takes a part of them for its codes, so that Sinkhorn's
     sums over processes count each row once.
 
-    Differs: with gradient accumulation codes are computed from a micro-batch, on all processes. The published code fills
-    each process' queue with its own images; the rows that all of them hold together are the same.
+    Differs: with gradient accumulation codes are computed from a micro-batch, on all processes. The published code
+    fills each process' queue with its own images; the rows that all of them hold together are the same.
     """
 
     def __init__(

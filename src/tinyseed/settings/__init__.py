@@ -1,1 +1,1 @@
-"""What can be set: frozen dataclasses, filled by the command line and by the Python functions. Nothing here needs torch."""
+"""What can be set: frozen dataclasses, filled by the command line and the Python functions. None needs torch."""

@@ -185,8 +185,8 @@ class DistillSettings(TrainSettings):
     teacher_arch: str | None = None
     """Architecture (a model name) of a teacher checkpoint that does not state it."""
     teacher_output: Literal["auto", "head", "backbone", "trunk"] = "auto"
-    """What the student learns: the embedding after the teacher's head, or its backbone features (`trunk` means the same);
-    auto: the head, where there is one."""
+    """What the student learns: the embedding after the teacher's head, or its backbone features (trunk is the former
+    name); auto: the head, where there is one."""
     teacher_image_size: int | Literal["auto"] = "auto"
     """Side length in pixels of the views that the teacher sees; auto: the image size, or the next one it can take."""
     teacher_bands: tuple[int, ...] = ()
