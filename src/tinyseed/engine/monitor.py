@@ -1,5 +1,6 @@
-"""The monitor of a run: does the network learn? It is evaluated on held-out images, by the same code and on the same
-images as its teacher.
+"""The monitor of a run: does the network learn?
+
+It is evaluated on held-out images, by the same code and on the same images as its teacher.
 """
 
 from collections.abc import Callable

@@ -1,5 +1,7 @@
-"""The training loop. Read `train`, then `train_step`: views → method.step (the loss) → optimizer → method.advance (queue,
-momentum encoder). What a run consists of, and how it starts, saves and ends, is in run.py.
+"""The training loop.
+
+Read `train`, then `train_step`: views → method.step (the loss) → optimizer → method.advance (queue, momentum encoder).
+What a run consists of, and how it starts, saves and ends, is in run.py.
 """
 
 from collections.abc import Iterator
