@@ -11,8 +11,8 @@ import pytest
 import tinyseed
 from tinyseed import cli
 from tinyseed.api import PRETRAIN_METHODS
-from tinyseed.methods.seed import SeedSettings
 from tinyseed.errors import InputError
+from tinyseed.methods.seed import SeedSettings
 from tinyseed.recipes import RECIPES, settings_of
 
 SETTINGS = {"distill": SeedSettings} | {f"pretrain {name}": kind for name, kind in PRETRAIN_METHODS.items()}

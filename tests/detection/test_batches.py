@@ -3,11 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
-from tinyseed.errors import RunError
 from tinyseed.evaluation.detect.batches import Sizes, prefetched, trainable, training_batch
 from tinyseed.evaluation.detect.coco import read_coco
 from tinyseed.evaluation.detect.voc import read_voc
+
+from tinyseed.errors import RunError
 
 pytest.importorskip("pycocotools")
 

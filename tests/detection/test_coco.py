@@ -2,10 +2,10 @@ import json
 
 import numpy as np
 import pytest
-
-from tinyseed.errors import InputError
 from tinyseed.evaluation.detect.coco import read_coco
 from tinyseed.evaluation.detect.masks import compress, decompress
+
+from tinyseed.errors import InputError
 
 pytest.importorskip("pycocotools")
 

@@ -4,14 +4,14 @@ import pickle
 from functools import partial
 
 import pytest
-
-import tinyseed
-from tinyseed.cli import main
-from tinyseed.errors import InputError
 from tinyseed.evaluation.detect import command
 from tinyseed.evaluation.detect.command import evaluate_detect
 from tinyseed.evaluation.detect.config import DetectConfig
 from tinyseed.evaluation.detect.network import build_detector
+
+import tinyseed
+from tinyseed.cli import main
+from tinyseed.errors import InputError
 
 pytest.importorskip("pycocotools")
 

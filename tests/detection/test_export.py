@@ -3,9 +3,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from tinyseed.evaluation.detect.detectron import export_detectron2
 
 from tinyseed.errors import InputError
-from tinyseed.evaluation.detect.detectron import export_detectron2
 from tinyseed.models.teacher import load_model
 
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
+from tinyseed.evaluation.detect.levels import feature_levels
 from torch import nn
 
 from tinyseed.errors import InputError
-from tinyseed.evaluation.detect.levels import feature_levels
 from tinyseed.models.backbones import build_backbone
 
 NAMES = (

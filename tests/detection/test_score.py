@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from tinyseed.evaluation.detect.batches import Sizes
 from tinyseed.evaluation.detect.coco import read_coco
 from tinyseed.evaluation.detect.scenes import Instance, Scene

@@ -2,8 +2,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from tinyseed.errors import InputError, RunError
 from tinyseed.evaluation.detect.batches import Sizes, trainable
 from tinyseed.evaluation.detect.coco import read_coco
 from tinyseed.evaluation.detect.network import build_detector
@@ -11,6 +9,8 @@ from tinyseed.evaluation.detect.progress import Progress
 from tinyseed.evaluation.detect.score import average_precision, detect
 from tinyseed.evaluation.detect.train import Plan, schedule_steps, train
 from tinyseed.evaluation.detect.voc import read_voc
+
+from tinyseed.errors import InputError, RunError
 from tinyseed.models.teacher import load_model
 
 pytest.importorskip("pycocotools")

@@ -1,9 +1,9 @@
 import xml.etree.ElementTree as ET
 
 import pytest
+from tinyseed.evaluation.detect.voc import read_voc
 
 from tinyseed.errors import InputError
-from tinyseed.evaluation.detect.voc import read_voc
 
 
 def an_object(name, corners, difficult=0):

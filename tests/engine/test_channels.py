@@ -13,6 +13,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tinyseed.evaluation.command import KnnConfig, run_knn
 
 from tinyseed.data.loader import evaluation_batches
 from tinyseed.data.readers import BandReader, reader_for
@@ -22,7 +23,6 @@ from tinyseed.engine.data import measured
 from tinyseed.engine.signals import Stopped
 from tinyseed.engine.train import train
 from tinyseed.errors import InputError, RunError
-from tinyseed.evaluation.command import KnnConfig, run_knn
 from tinyseed.methods.distillation import teacher_bands
 from tinyseed.methods.moco import MoCoSettings
 from tinyseed.methods.seed import SeedSettings
@@ -30,7 +30,6 @@ from tinyseed.methods.simclr import SimCLRSettings
 from tinyseed.methods.swav import SwAVSettings
 from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import load_encoder
-from tinyseed.settings.train import ChannelSettings
 
 SMALL = {"batch_size": 8, "image_size": 32, "workers": 0, "precision": "32", "log_every": 1}
 

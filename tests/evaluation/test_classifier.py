@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from tinyseed.evaluation.common import DataConfig, open_sides
 
 from tinyseed.errors import InputError, RunError
 from tinyseed.evaluation import classifier as module
@@ -13,7 +14,6 @@ from tinyseed.evaluation.classifier import (
     fit_classifier,
     measure_classifier,
 )
-from tinyseed.evaluation.common import DataConfig, open_sides
 
 FINETUNE = Recipe(3, 24, 0.3, 1.0, schedule="cosine")
 FROZEN = Recipe(5, 24, None, 5.0, decay=(0.6, 0.8))

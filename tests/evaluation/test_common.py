@@ -8,15 +8,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from tinyseed.evaluation.bank import embed_side
+from tinyseed.evaluation.command import KnnConfig, embed_photos, run_knn
+from tinyseed.evaluation.common import DataConfig, check, open_sides
+from tinyseed.evaluation.state import State
 
 from tinyseed.arguments import parse
 from tinyseed.errors import InputError, RunError
 from tinyseed.evaluation import bank as module
 from tinyseed.evaluation import reporting
-from tinyseed.evaluation.bank import embed_side
-from tinyseed.evaluation.command import KnnConfig, embed_photos, run_knn
-from tinyseed.evaluation.common import DataConfig, check, open_sides
-from tinyseed.evaluation.state import State
 
 
 def sides_of(train, test, **more):

@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from tinyseed.evaluation.choose import find_evaluation, names
 
 import tinyseed
 from tinyseed.data.sources import open_source
 from tinyseed.errors import InputError, RunError
 from tinyseed.evaluation import classifier, probe, retention
-from tinyseed.evaluation.choose import find_evaluation, names
 from tinyseed.evaluation.logistic import fit_logistic
 from tinyseed.evaluation.transfer import TransferConfig, metric_for
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
-
 from tinyseed.evaluation.figures import class_figures, over_seeds
 
 

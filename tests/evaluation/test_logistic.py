@@ -5,11 +5,11 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from tinyseed.evaluation.bank import Photos
+from tinyseed.evaluation.probe import L2_GRID, probe
 
 from tinyseed.evaluation import logistic as module
-from tinyseed.evaluation.bank import Photos
 from tinyseed.evaluation.logistic import fit_logistic, standardiser
-from tinyseed.evaluation.probe import L2_GRID, probe
 
 CLASSES, WIDTH = 6, 40
 

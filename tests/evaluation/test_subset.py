@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from tinyseed.evaluation.common import Side, open_sides
+from tinyseed.evaluation.subset import balanced_subset, read_subset, save_subset
 
 from tinyseed.data.sources import open_source
 from tinyseed.errors import InputError
-from tinyseed.evaluation.common import Side, open_sides
 from tinyseed.evaluation.semi import Tuning, recipe_for
-from tinyseed.evaluation.subset import balanced_subset, read_subset, save_subset
 
 
 @pytest.fixture

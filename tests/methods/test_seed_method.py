@@ -6,12 +6,12 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
+from tinyseed.checkpoints.load import load_teacher
 from tinyseed.data.render import IMAGENET_MEAN, IMAGENET_STD
 from tinyseed.methods.base import Method
 from tinyseed.methods.seed import Seed, SeedSettings
 from tinyseed.models.backbones import build_backbone
 from tinyseed.models.encoder import Encoder, build_projector
-from tinyseed.models.teacher import load_teacher
 from tinyseed.objectives.queue import Queue
 
 REQUIRED = {"data": (), "out": Path(), "teacher": "resnet10t", "student": "resnet10t"}

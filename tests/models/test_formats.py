@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from tinyseed.models.formats import load_file
 from torch.nn import functional as F  # noqa: N812
 
-from tinyseed.models.formats import load_file
 from tinyseed.models.teacher import Teacher
 
 IMAGENET = (0.229, 0.224, 0.225)

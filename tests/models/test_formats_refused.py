@@ -8,9 +8,9 @@ from collections import OrderedDict
 import pytest
 import torch
 from safetensors.torch import save_file
+from tinyseed.models.formats import load_file
 
 from tinyseed.errors import InputError
-from tinyseed.models.formats import load_file
 
 # One listing of each family, and a tensor of its trunk.
 FAMILIES = {

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from tinyseed.models.wide_resnet import WideResNet
 
 from tinyseed.errors import InputError
 from tinyseed.models.backbones import build_backbone
 from tinyseed.models.encoder import Encoder, build_projector, load_encoder, save_encoder
 from tinyseed.models.names import find_model, is_model_name
 from tinyseed.models.teacher import load_teacher
-from tinyseed.models.wide_resnet import WideResNet
 
 
 @pytest.mark.parametrize(("name", "width"), [("swav/resnet50", 2048), ("seed/mobilenetv3_large", 1280)])

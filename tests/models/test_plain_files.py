@@ -6,14 +6,14 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from tinyseed.models.formats import load_file
+from tinyseed.models.signatures import _index, signature
 from torch import nn
 from torchvision import models
 
 from tinyseed.errors import InputError
 from tinyseed.models.backbones import build_backbone
 from tinyseed.models.encoder import Encoder, build_projector, save_encoder
-from tinyseed.models.formats import load_file
-from tinyseed.models.signatures import _index, signature
 from tinyseed.models.teacher import describe_teacher, load_model, load_teacher
 
 

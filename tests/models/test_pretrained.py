@@ -11,10 +11,10 @@ import torch
 import torchvision
 from huggingface_hub import utils
 from safetensors.torch import save_file
+from tinyseed.models.pretrained import build_pretrained
 from torchvision.models import _api
 
 from tinyseed.errors import InputError
-from tinyseed.models.pretrained import build_pretrained
 from tinyseed.models.teacher import load_model, load_teacher
 
 

@@ -10,11 +10,11 @@ import fsspec
 import pytest
 import torch
 from safetensors.torch import save_file
+from tinyseed.models.remote import is_url, local_file
 from torchvision import models
 
 from tinyseed.errors import InputError
 from tinyseed.files import cache_folder
-from tinyseed.models.remote import is_url, local_file
 from tinyseed.models.teacher import describe_teacher, load_teacher
 
 

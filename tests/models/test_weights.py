@@ -6,11 +6,11 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tinyseed.models.weights import fit_weights, read_safetensors, read_weights, write_safetensors
 from torch import nn
 
 from tinyseed.errors import InputError, RunError
 from tinyseed.models import weights
-from tinyseed.models.weights import fit_weights, read_safetensors, read_weights, write_safetensors
 
 STATE = {"conv.weight": torch.arange(6.0).reshape(2, 3), "conv.bias": torch.tensor([1, 2])}
 

@@ -7,14 +7,14 @@ Chen et al., Improved Baselines with Momentum Contrastive Learning, 2020 (arXiv 
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tinyseed.data.addressed import permutation
 from tinyseed.data.augmentation import View, ViewSettings
 from tinyseed.lazy import lazy
 from tinyseed.methods.base import Forward, Group, Method, MethodSpec, Setup, StepOutput
 from tinyseed.settings.base import Range
-from tinyseed.settings.train import PretrainSettings
+from tinyseed.settings.train import PretrainSettings, TrainSettings
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,7 @@ class MoCoSettings(PretrainSettings):
         "blur_probability": Range(0, 1),
     }
 
-    def settled(self, images: int) -> Self:
+    def settled(self, images: int) -> TrainSettings:
         """The same settings with the queue's size chosen for this number of images."""
         size = queues.auto_queue_size(images) if self.queue_size == "auto" else self.queue_size
         return self.replaced(queue_size=size)

@@ -5,14 +5,14 @@ Source: Fang et al., SEED: Self-supervised Distillation for Visual Representatio
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tinyseed.data.augmentation import View, ViewSettings
 from tinyseed.lazy import lazy
 from tinyseed.methods.base import Forward, Group, MethodSpec, Setup, StepOutput
 from tinyseed.methods.distillation import Distillation, teacher_bands
 from tinyseed.settings.base import Range
-from tinyseed.settings.train import DistillSettings
+from tinyseed.settings.train import DistillSettings, TrainSettings
 
 if TYPE_CHECKING:
     from tinyseed import shapes
@@ -54,7 +54,7 @@ class SeedSettings(DistillSettings):
         "blur_probability": Range(0, 1),
     }
 
-    def settled(self, images: int) -> Self:
+    def settled(self, images: int) -> TrainSettings:
         """The same settings with the queue's size chosen for this number of images."""
         size = queues.auto_queue_size(images) if self.queue_size == "auto" else self.queue_size
         return self.replaced(queue_size=size)

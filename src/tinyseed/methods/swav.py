@@ -6,14 +6,14 @@ Source: Caron et al., Unsupervised Learning of Visual Features by Contrasting Cl
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tinyseed.data.augmentation import View, color_distortion
 from tinyseed.errors import InputError
 from tinyseed.lazy import lazy
 from tinyseed.methods.base import Forward, Group, Method, MethodSpec, Setup, StepOutput
 from tinyseed.settings.base import Range
-from tinyseed.settings.train import PretrainSettings, check_batch_has_pairs
+from tinyseed.settings.train import PretrainSettings, TrainSettings, check_batch_has_pairs
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +117,7 @@ class SwAVSettings(PretrainSettings):
                 remedy = "give two fractions, 0 < low ≤ high ≤ 1, such as 0.14 1"
                 raise InputError(given, remedy, argument=name)
 
-    def settled(self, images: int) -> Self:
+    def settled(self, images: int) -> TrainSettings:
         """The same settings with the size of the small crops chosen."""
         del images
         return self.replaced(small_crop_size=small_crop_size(self, self.image_size))

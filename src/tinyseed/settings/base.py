@@ -33,7 +33,7 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Base of all settings. The text below a field is its help; `metadata["alias"]` is a former name that still works."""
+    """Base of all settings. The text below a field is its help; `metadata["alias"]` is a former name of it."""
 
     RANGES: ClassVar[Mapping[str, Range]] = {}
     """The range of each numeric field of this class; None and "auto" pass."""

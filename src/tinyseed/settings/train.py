@@ -4,7 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from tinyseed.errors import MISSING, InputError
 from tinyseed.settings.base import Range, Settings, words
@@ -162,12 +162,12 @@ class TrainSettings(ChannelSettings):
         if self.final_lr > self.lr:
             raise InputError(self.final_lr, f"give a number up to `lr` {self.lr:g}", argument="final_lr")
 
-    def settled(self, images: int) -> Self:
+    def settled(self, images: int) -> "TrainSettings":
         """The same settings with each "auto" that depends on the number of training images replaced."""
         del images
         return self
 
-    def replaced(self, **changes: Any) -> Self:  # noqa: ANN401
+    def replaced(self, **changes: Any) -> "TrainSettings":  # noqa: ANN401
         """The same settings with some of them changed."""
         return dataclasses.replace(self, **changes)
 

@@ -7,10 +7,12 @@ import torch
 from safetensors import safe_open
 
 from tinyseed.assets import CLOTHING_TEACHER, clothing
-from tinyseed.data.sources import open_source, subset
+from tinyseed.checkpoints.load import describe_model, load_model, load_teacher
+from tinyseed.data.base import Subset
+from tinyseed.data.sources import open_source
 from tinyseed.evaluation.features import embed_source
 from tinyseed.evaluation.neighbors import knn
-from tinyseed.models.teacher import describe_teacher, load_model, load_teacher
+from tinyseed.models.spec import ModelSpec
 
 NAME = "tinyseed/clothing-resnet18"
 
@@ -28,7 +30,7 @@ def test_it_loads_by_name_with_its_head_and_contract():
 
 
 def test_it_can_be_asked_what_it_is():
-    described = describe_teacher(NAME)
+    described = describe_model(NAME)
     assert (described.architecture, described.head, described.dim) == ("resnet18", "mlp", 128)
 
 
@@ -57,8 +59,8 @@ def test_it_tells_test_photos_apart_far_better_than_an_untrained_network():
     some = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:1500].sort().values.numpy()
     top1 = {}
     for name in (NAME, "random:resnet18"):
-        encoder = load_model(name, image_size=64)
-        bank, tested = embed_source(encoder, subset(train, some)), embed_source(encoder, test)
+        encoder = load_model(ModelSpec(name, image_size=64))
+        bank, tested = embed_source(encoder, Subset(train, some)), embed_source(encoder, test)
         (result,) = knn(bank.features, bank.labels, tested.features, tested.labels, k=(10,))
         top1[name] = 100 * result.top1
     assert top1[NAME] > top1["random:resnet18"] + 8
