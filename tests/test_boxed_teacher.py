@@ -7,10 +7,11 @@ import torch
 from safetensors import safe_open
 
 from tinyseed.assets import CLOTHING_TEACHER, clothing
+from tinyseed.checkpoints.load import describe_model, load_model, load_teacher
 from tinyseed.data.sources import open_source, subset
 from tinyseed.evaluation.command import embed_photos
 from tinyseed.evaluation.knn import knn
-from tinyseed.models.teacher import describe_teacher, load_model, load_teacher
+from tinyseed.models.spec import ModelSpec
 
 NAME = "tinyseed/clothing-resnet18"
 
@@ -28,7 +29,7 @@ def test_it_loads_by_name_with_its_head_and_contract():
 
 
 def test_it_can_be_asked_what_it_is():
-    described = describe_teacher(NAME)
+    described = describe_model(NAME)
     assert (described.architecture, described.head, described.dim) == ("resnet18", "mlp", 128)
 
 
@@ -57,7 +58,7 @@ def test_it_tells_test_photos_apart_far_better_than_an_untrained_network():
     some = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:1500].sort().values.numpy()
     top1 = {}
     for name in (NAME, "random:resnet18"):
-        encoder = load_model(name, image_size=64)
+        encoder = load_model(ModelSpec(name, image_size=64))
         bank, tested = embed_photos(encoder, subset(train, some), 64), embed_photos(encoder, test, 64)
         (result,) = knn(bank.features, bank.labels, tested.features, tested.labels, k=(10,))
         top1[name] = 100 * result.top1

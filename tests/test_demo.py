@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tinyseed.checkpoints.load import load_model
 from tinyseed.demo import STUDENT, TEACHER, DemoConfig, Row, demo, standard_error, verdict
 from tinyseed.errors import InputError
 from tinyseed.models.backbones import build_backbone
-from tinyseed.models.teacher import load_model
 from tinyseed.picture import OTHER, SAME, Neighbour, Query, draw_neighbours
 
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tinyseed.checkpoints.saved import load_encoder
 from tinyseed.data import bands
 from tinyseed.data.loader import evaluation_batches
 from tinyseed.data.sources import open_source
@@ -30,7 +31,6 @@ from tinyseed.engine.train import train
 from tinyseed.errors import InputError, RunError
 from tinyseed.evaluation.command import KnnConfig, run_knn
 from tinyseed.models.contract import InputContract
-from tinyseed.models.encoder import load_encoder
 
 SMALL = {"batch_size": 8, "image_size": 32, "workers": 0, "precision": "32", "log_every": 1}
 

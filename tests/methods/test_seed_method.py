@@ -4,12 +4,12 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
+from tinyseed.checkpoints.load import load_teacher
 from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD
 from tinyseed.methods.method import Method
 from tinyseed.methods.seed import Seed, SeedConfig
 from tinyseed.models.backbones import build_backbone
 from tinyseed.models.encoder import Encoder, build_projector
-from tinyseed.models.teacher import load_teacher
 from tinyseed.objectives.queue import Queue
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tinyseed.checkpoints.load import load_model
 from tinyseed.errors import InputError, RunError
 from tinyseed.evaluation.detect.batches import Sizes, trainable
 from tinyseed.evaluation.detect.coco import read_coco
@@ -11,7 +12,7 @@ from tinyseed.evaluation.detect.progress import Progress
 from tinyseed.evaluation.detect.score import average_precision, detect
 from tinyseed.evaluation.detect.train import Plan, schedule_steps, train
 from tinyseed.evaluation.detect.voc import read_voc
-from tinyseed.models.teacher import load_model
+from tinyseed.models.spec import ModelSpec
 
 pytest.importorskip("pycocotools")
 
@@ -109,7 +110,7 @@ def test_the_start_point_gets_no_training_itself_and_all_of_its_weights(scenes, 
 def test_heads_are_the_same_for_each_start_point():
     plain, other = (
         load_model("random:mobilenetv3_small_050"),
-        load_model("random:mobilenetv3_small_050", seed=9),
+        load_model(ModelSpec("random:mobilenetv3_small_050", seed=9)),
     )
     first, second = (
         build_detector(encoder, 2, masks=False, norm="trained", seed=0, width=16).state_dict()
