@@ -8,11 +8,12 @@ from collections import OrderedDict
 import pytest
 import torch
 from safetensors.torch import save_file
-from tinyseed.models.formats import load_file
 
-from tinyseed.errors import InputError
+from tinyseed.checkpoints.formats import load_file
+from tinyseed.errors import InputError, argument
+from tinyseed.models.spec import ModelSpec
 
-# One listing of each family, and a tensor of its trunk.
+# One listing of each family, and a tensor of its backbone.
 FAMILIES = {
     "moco_v1_resnet50": "module.encoder_q.layer1.0.conv1.weight",
     "moco_v2_resnet18": "module.encoder_q.layer1.0.conv1.weight",
@@ -25,9 +26,10 @@ FAMILIES = {
 }
 
 
-def refused(path, **settings):
-    with pytest.raises(InputError) as caught:
-        load_file(path, **settings)
+def refused(path):
+    with pytest.raises(InputError) as caught, argument("teacher", arch="teacher_arch"):
+        load_file(path, ModelSpec(path))
+    assert str(caught.value).startswith("teacher=")
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
     return str(caught.value)
@@ -56,17 +58,17 @@ def test_a_renamed_and_a_misshapen_tensor_are_named(name, listing, save):
     plain = tensor.replace("module.", "").removeprefix("encoder_q.").removeprefix("student.")
     state = empty(about)
     state[f"{tensor}s"] = state.pop(tensor)
-    told = refused(save(state, about["file_layout"]))
-    assert "nothing was loaded" in told
-    assert f"1 missing ({plain})" in told
-    assert f"1 unexpected ({plain}s)" in told
-    assert "--teacher-arch NAME" in told
+    message = refused(save(state, about["file_layout"]))
+    assert "nothing was loaded" in message
+    assert f"1 missing ({plain})" in message
+    assert f"1 unexpected ({plain}s)" in message
+    assert "give `teacher_arch` NAME" in message
 
     state = empty(about)
     shape = list(state[tensor].shape)
     state[tensor] = torch.zeros(()).expand(shape[0] + 1, *shape[1:])
-    told = refused(save(state, about["file_layout"]))
-    assert f"1 mis-shaped ({plain} {[shape[0] + 1, *shape[1:]]} instead of {shape})" in told
+    message = refused(save(state, about["file_layout"]))
+    assert f"1 mis-shaped ({plain} {[shape[0] + 1, *shape[1:]]} instead of {shape})" in message
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "dino" not in name])
@@ -81,8 +83,8 @@ def test_a_wrong_head_is_named(name, listing, save):
     assert "mis-shaped" in refused(save(state, about["file_layout"]))
     state = empty(about)
     state[last.replace("weight", "wait")] = state.pop(last)
-    told = refused(save(state, about["file_layout"]))
-    assert last.replace("weight", "wait")[-4:] in told
+    message = refused(save(state, about["file_layout"]))
+    assert last.replace("weight", "wait")[-4:] in message
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -91,7 +93,7 @@ def test_a_truncated_file_is_refused(name, listing, save):
     path = save(empty(about), about["file_layout"])
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    assert "is no readable weights file" in refused(path)
+    assert "cannot be read as a checkpoint" in refused(path)
 
 
 class Bomb:
@@ -115,9 +117,9 @@ def test_code_in_a_pickle_is_not_run(tmp_path, layout):
             torch.save(state, path)
         case _:
             torch.save({layout: state}, path)
-    told = refused(path)
-    assert "posix.system" in told
-    assert "only running its code could load" in told
+    message = refused(path)
+    assert "posix.system" in message
+    assert "only running its code could load" in message
     assert not (tmp_path / "executed").exists()
     pickle.loads(pickle.dumps(Bomb(tmp_path / "control")))  # the bomb is live
     assert (tmp_path / "control").exists()
@@ -135,23 +137,23 @@ def test_tensors_that_a_layout_does_not_know_are_refused(listing, save):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reason"),
     [
         ({"state_dict": {"a": torch.zeros(1)}, "ema": {"a": torch.zeros(1)}}, "holds tensors under 'ema' beside"),
         ({"state_dict": {}}, "holds an empty state dict"),
-        ({"a": torch.zeros(1), "b": 3}, "is no state dict: 'b' is a int, no tensor"),
+        ({"a": torch.zeros(1), "b": 3}, "is not a state dict: 'b' is not a tensor but of type int"),
         ({name: torch.zeros(1) for name in ("module.a", "a", "module.b")}, "twice, with and without 'module.'"),
         ([torch.zeros(1)], "holds a list where a state dict is needed"),
     ],
 )  # fmt: skip
-def test_what_is_no_checkpoint_is_told(tmp_path, content, told):
+def test_what_is_not_a_checkpoint_is_refused(tmp_path, content, reason):
     torch.save(content, tmp_path / "x.pth")
-    assert told in refused(tmp_path / "x.pth")
+    assert reason in refused(tmp_path / "x.pth")
 
 
-def test_broken_and_missing_files_are_told(tmp_path):
+def test_broken_and_missing_files_are_refused(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{}")
-    assert "is no whole safetensors file" in refused(tmp_path / "x.safetensors")
+    assert "cannot be read as a safetensors file" in refused(tmp_path / "x.safetensors")
     assert "no such file" in refused(tmp_path / "y.pth")
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         torch.jit.script(torch.nn.ReLU()).save(str(tmp_path / "z.pt"))
@@ -162,7 +164,8 @@ def test_a_head_that_is_asked_for_has_to_be_there(tmp_path):
     from torchvision import models
 
     save_file(models.resnet18().state_dict(), tmp_path / "x.safetensors")
-    with pytest.raises(InputError) as caught:
-        load_file(tmp_path / "x.safetensors", output="head")
-    assert str(caught.value).startswith("--teacher-output: head: ")
-    assert "has no head; give trunk or auto" in str(caught.value)
+    spec = ModelSpec(tmp_path / "x.safetensors", output="head")
+    with pytest.raises(InputError) as caught, argument("teacher", output="teacher_output"):
+        load_file(tmp_path / "x.safetensors", spec)
+    assert str(caught.value).startswith("teacher_output=head: ")
+    assert "has no head; give backbone or auto" in str(caught.value)

@@ -6,11 +6,11 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tinyseed.models.weights import fit_weights, read_safetensors, read_weights, write_safetensors
 from torch import nn
 
+from tinyseed.checkpoints import weights
+from tinyseed.checkpoints.weights import read_safetensors, read_weights, write_safetensors
 from tinyseed.errors import InputError, RunError
-from tinyseed.models import weights
 
 STATE = {"conv.weight": torch.arange(6.0).reshape(2, 3), "conv.bias": torch.tensor([1, 2])}
 
@@ -32,7 +32,7 @@ def same(one, other):
 @pytest.mark.parametrize("zipped", [True, False])
 def test_state_dicts_are_found_where_they_usually_are(tmp_path, content, zipped):
     torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
-    assert same(read_weights(tmp_path / "w.pt", "--weights"), STATE)
+    assert same(read_weights(tmp_path / "w.pt"), STATE)
 
 
 def test_safetensors_round_trip_with_metadata(tmp_path):
@@ -43,34 +43,40 @@ def test_safetensors_round_trip_with_metadata(tmp_path):
         "c": shared.reshape(1, 4, 2, 2).to(memory_format=torch.channels_last),
     }
     write_safetensors(tmp_path / "made" / "w.safetensors", state, {"what": "test"})
-    read, metadata = read_safetensors(tmp_path / "made" / "w.safetensors", "--weights")
+    read, metadata = read_safetensors(tmp_path / "made" / "w.safetensors")
     assert same(read, state)
     assert metadata == {"what": "test"}
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["w.safetensors"]
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reason"),
     [
         ({"args": fractions.Fraction(1, 2)}, "holds more than tensors (fractions.Fraction)"),
-        ({"args": argparse.Namespace(a=1)}, "is no state dict: 'args' is a Namespace, no tensor"),
+        (
+            {"args": argparse.Namespace(a=1)},
+            "is not a state dict: 'args' is not a tensor but of type Namespace",
+        ),
         (nn.Linear(2, 2), "holds more than tensors (torch.nn.modules.linear.Linear)"),
         ([1, 2], "holds a list where a state dict is needed"),
         ({}, "holds a dict where a state dict is needed"),
-        ({"state_dict": STATE | {"epoch": 3}}, "is no state dict: 'epoch' is a int, no tensor"),
+        (
+            {"state_dict": STATE | {"epoch": 3}},
+            "is not a state dict: 'epoch' is not a tensor but of type int",
+        ),
     ],
 )
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_is_no_state_dict_is_refused(tmp_path, content, told, zipped):
+def test_what_is_not_a_state_dict_is_refused(tmp_path, content, reason, zipped):
     torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(InputError) as caught:
-        read_weights(tmp_path / "w.pth", "--weights")
-    assert str(caught.value).startswith(f"--weights: {tmp_path / 'w.pth'}: {told}")
+        read_weights(tmp_path / "w.pth")
+    assert str(caught.value).startswith(f"{tmp_path / 'w.pth'}: {reason}")
     assert "\x1b" not in str(caught.value)
 
 
 class Marker:
-    """Says when a pickle ran it."""
+    """Records that unpickling ran it."""
 
     ran = False
 
@@ -81,13 +87,13 @@ class Marker:
 def test_no_code_of_a_file_is_run(tmp_path):
     (tmp_path / "w.pth").write_bytes(pickle.dumps(Marker(), protocol=4))
     with pytest.raises(InputError, match="holds more than tensors"):
-        read_weights(tmp_path / "w.pth", "--weights")
+        read_weights(tmp_path / "w.pth")
     assert not Marker.ran
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
-def test_broken_files_are_told(tmp_path, name, damage):
+def test_broken_files_are_refused(tmp_path, name, damage):
     path = tmp_path / name
     if name == "w.pth":
         torch.save({"a": torch.zeros(1000)}, path)
@@ -97,58 +103,16 @@ def test_broken_files_are_told(tmp_path, name, damage):
     path.write_bytes(
         {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello there, good day"}[damage]
     )
-    with pytest.raises(InputError, match=rf"--weights: .*{name}: is no (readable|whole)"):
-        read_weights(path, "--weights")
+    with pytest.raises(
+        InputError, match=rf"^/.*{name}: cannot be read as a (checkpoint|safetensors file) \("
+    ):
+        read_weights(path)
 
 
-def test_missing_files_are_told(tmp_path):
+def test_missing_files_are_refused(tmp_path):
     for missing in ("w.pth", "w.safetensors", "."):
         with pytest.raises(InputError, match="no such file"):
-            read_weights(tmp_path / missing, "--weights")
-
-
-def network():
-    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
-
-
-def test_weights_fit_whole():
-    source, target = network(), network()
-    fit_weights(target, source.state_dict(), name="net", source="w", field="--weights")
-    assert same(source.state_dict(), target.state_dict())
-
-
-def test_old_files_without_batch_norm_counters_fit():
-    source, target = network(), network()
-    old = {
-        key: value for key, value in source.state_dict().items() if not key.endswith("num_batches_tracked")
-    }
-    fit_weights(target, old, name="net", source="w", field="--weights")
-    assert same(source.state_dict(), target.state_dict())
-
-
-def test_a_classifier_may_be_there():
-    source, target = network(), network()
-    state = source.state_dict() | {"fc.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}
-    fit_weights(target, state, name="net", source="w", field="--weights", left_out=["fc"])
-    assert same(source.state_dict(), target.state_dict())
-    with pytest.raises(InputError, match=r"2 unexpected \(fc.weight, fc.bias\)"):
-        fit_weights(target, state, name="net", source="w", field="--weights", left_out=["f"])
-
-
-def test_misfits_are_listed_and_nothing_is_loaded():
-    target = network()
-    before = {key: value.clone() for key, value in target.state_dict().items()}
-    state = {f"other.{index}": torch.zeros(1) for index in range(6)}
-    state |= {"0.weight": torch.zeros(2, 1, 5, 5), "0.bias": torch.zeros(2), "1.weight": torch.zeros(2)}
-    with pytest.raises(InputError) as caught:
-        fit_weights(target, state, name="net", source="w.pth", field="--weights")
-    assert str(caught.value) == (
-        "--weights: w.pth: does not fit net, nothing was loaded: "
-        "5 missing (1.bias, 1.running_mean, 1.running_var, 2.weight, …); "
-        "6 unexpected (other.0, other.1, other.2, other.3, …); "
-        "1 mis-shaped (0.weight [2, 1, 5, 5] instead of [2, 1, 3, 3])"
-    )
-    assert same(before, target.state_dict())
+            read_weights(tmp_path / missing)
 
 
 def test_a_full_disk_leaves_the_former_file(tmp_path, monkeypatch):

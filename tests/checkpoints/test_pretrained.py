@@ -11,11 +11,12 @@ import torch
 import torchvision
 from huggingface_hub import utils
 from safetensors.torch import save_file
-from tinyseed.models.pretrained import build_pretrained
 from torchvision.models import _api
 
-from tinyseed.errors import InputError
-from tinyseed.models.teacher import load_model, load_teacher
+from tinyseed.checkpoints.load import load_model, load_teacher
+from tinyseed.checkpoints.pretrained import build_pretrained
+from tinyseed.errors import InputError, argument
+from tinyseed.models.spec import ModelSpec
 
 
 class NoNetwork:
@@ -36,30 +37,31 @@ def offline(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "timm/resnet18.a1_in1k", "torchvision/squeezenet1_1"])
-def test_offline_the_weights_flag_is_named_at_once(offline, name):
-    load_model("random:resnet10t", image_size=32)  # the libraries are imported
+def test_offline_the_remedy_is_given_at_once(offline, name):
+    load_model(ModelSpec("random:resnet10t", image_size=32))  # the libraries are imported
     started = time.monotonic()
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as caught, argument("teacher"):
         load_teacher(name, image_size=32)
     assert time.monotonic() - started < 5
-    assert str(caught.value).startswith(f"--teacher: {name}: its pre-trained weights are not at hand (")
+    assert str(caught.value).startswith(f"teacher={name}: its pre-trained weights cannot be loaded (")
     assert str(caught.value).endswith(
-        "; give its weights as a file, or random ones: --teacher-weights FILE|random"
+        f"; give a file of its weights in place of the name, or random:{name} for random ones"
     )
     assert socket.getdefaulttimeout() is None
 
 
-def test_offline_a_model_to_evaluate_has_another_remedy(offline):
-    with pytest.raises(
-        InputError, match=r"--model: resnet10t: .*; give a run folder, an exported file, or random:NAME"
-    ):
-        load_model("resnet10t")
+@pytest.mark.parametrize("replacement", ["file", "random"])
+def test_the_remedy_works(offline, tmp_path, replacement):
+    whole = timm.create_model("resnet10t")
+    save_file(whole.state_dict(), tmp_path / "w.safetensors")
+    name = tmp_path / "w.safetensors" if replacement == "file" else "random:resnet10t"
+    assert load_model(name).backbone.name == load_teacher(name)._encoder.backbone.name == "resnet10t"
 
 
-def test_a_model_without_pretrained_weights_is_told(offline):
+def test_a_model_without_pretrained_weights_is_reported(offline):
     name = next(name for name in timm.list_models() if not timm.get_pretrained_cfg(name).has_weights)
-    with pytest.raises(InputError, match=f"--teacher: {name}: timm has no pre-trained weights for it"):
-        build_pretrained(name)
+    with pytest.raises(InputError, match=rf"^{name}: timm has no pre-trained weights for it"):
+        build_pretrained(ModelSpec(name))
 
 
 def test_weights_in_the_hubs_cache_need_no_network(offline, monkeypatch, tmp_path):
@@ -70,19 +72,19 @@ def test_weights_in_the_hubs_cache_need_no_network(offline, monkeypatch, tmp_pat
         huggingface_hub, "try_to_load_from_cache", lambda repository, file: cache.get((repository, file))
     )
     batch = torch.randn(2, 3, 32, 32)
-    model = load_model("resnet10t", image_size=32)
+    model = load_model(ModelSpec("resnet10t", image_size=32))
     with torch.no_grad():
         wanted = whole.forward_head(whole.forward_features(batch), pre_logits=True)
         assert torch.equal(model.features(batch), wanted)
     assert model.input.size == 32
 
 
-def test_a_broken_file_in_the_cache_is_told(offline, monkeypatch, tmp_path):
+def test_a_broken_file_in_the_cache_is_reported(offline, monkeypatch, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"half a file")
     path = str(tmp_path / "model.safetensors")
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: path)
-    with pytest.raises(InputError, match=r"--model: resnet10t: its pre-trained weights are not at hand"):
-        load_model("resnet10t", image_size=32)
+    with pytest.raises(InputError, match=r"^resnet10t: its pre-trained weights cannot be loaded"):
+        load_model(ModelSpec("resnet10t", image_size=32))
 
 
 def test_torchvisions_weights_are_its_default_ones(offline, monkeypatch):
@@ -107,5 +109,5 @@ def test_the_generator_is_left_alone(offline, monkeypatch):
     torch.manual_seed(5)
     wanted = torch.rand(3)
     torch.manual_seed(5)
-    build_pretrained("torchvision/squeezenet1_1", image_size=64)
+    build_pretrained(ModelSpec("torchvision/squeezenet1_1", image_size=64))
     assert torch.equal(torch.rand(3), wanted)

@@ -8,9 +8,9 @@ import torch
 
 pytest.importorskip("transformers")
 
+from tinyseed.checkpoints.load import describe_model, load_model, load_teacher
 from tinyseed.errors import InputError
 from tinyseed.models.backbones import build_backbone
-from tinyseed.models.teacher import describe_teacher, load_model, load_teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -111,8 +111,13 @@ def test_clip_gives_its_vision_towers_pooled_output(tmp_path):
 
 def test_it_is_described(tmp_path):
     save(tmp_path, vit())
-    told = describe_teacher(f"transformers:{tmp_path}")
-    assert (told.method, told.library, told.width, told.head) == ("transformers", "transformers", 16, "none")
+    described = describe_model(f"transformers:{tmp_path}")
+    assert (described.method, described.library, described.width, described.head) == (
+        "transformers",
+        "transformers",
+        16,
+        "none",
+    )
 
 
 def refused(call, *arguments, **settings):
@@ -122,23 +127,21 @@ def refused(call, *arguments, **settings):
     return str(caught.value)
 
 
-def test_mistakes_are_told(tmp_path, monkeypatch):
+def test_mistakes_are_reported(tmp_path, monkeypatch):
     assert "cannot be loaded (" in refused(load_teacher, f"transformers:{tmp_path / 'gone'}")
     (tmp_path / "config.json").write_text("{}")
     assert "cannot be loaded (" in refused(load_teacher, f"transformers:{tmp_path}")
-    assert "unknown model" in refused(build_backbone, "transformers:google/vit", field="--student")
+    assert "unknown model" in refused(build_backbone, "transformers:google/vit")
     from transformers import BertConfig, BertModel
 
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     save(tmp_path / "bert", BertModel(BertConfig(**small, vocab_size=20)))
-    assert "is a BertModel, which takes no images" in refused(
+    assert "is a BertModel, which does not take images" in refused(
         load_teacher, f"transformers:{tmp_path / 'bert'}"
     )
     monkeypatch.setitem(sys.modules, "transformers", None)
-    told = refused(load_teacher, "transformers:google/vit")
-    assert (
-        told == "--teacher: transformers:google/vit: needs transformers: pip install 'tinyseed[transformers]'"
-    )
+    message = refused(load_teacher, "transformers:google/vit")
+    assert message == "transformers:google/vit: needs transformers: pip install 'tinyseed[transformers]'"
 
 
 def test_missing_weights_are_refused(tmp_path):
@@ -149,17 +152,17 @@ def test_missing_weights_are_refused(tmp_path):
     lost = next(name for name in state if "embeddings" in name)
     del state[lost]
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
-    told = refused(load_teacher, f"transformers:{tmp_path}")
-    assert "lacks weights of ViTModel" in told
-    assert lost.rpartition(".")[2] in told
+    message = refused(load_teacher, f"transformers:{tmp_path}")
+    assert "lacks weights of ViTModel" in message
+    assert lost.rpartition(".")[2] in message
 
 
-def test_without_a_network_an_id_is_told_quickly(monkeypatch):
+def test_without_a_network_it_is_reported_quickly(monkeypatch):
     from huggingface_hub import utils
 
     def unreachable(*_, **__):
         raise OSError("no route to host")
 
     monkeypatch.setattr(utils, "get_session", unreachable)
-    told = refused(load_teacher, "transformers:google/no-such-vit-here")
-    assert "cannot be loaded (no route to host)" in told
+    message = refused(load_teacher, "transformers:google/no-such-vit-here")
+    assert "cannot be loaded (no route to host)" in message

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from tinyseed.models.wide_resnet import WideResNet
 
+from tinyseed.checkpoints.load import load_teacher
+from tinyseed.checkpoints.saved import load_encoder, save_encoder
 from tinyseed.errors import InputError
 from tinyseed.models.backbones import build_backbone
-from tinyseed.models.encoder import Encoder, build_projector, load_encoder, save_encoder
+from tinyseed.models.encoder import Encoder, build_projector
 from tinyseed.models.names import find_model, is_model_name
-from tinyseed.models.teacher import load_teacher
+from tinyseed.networks.wide_resnet import WideResNet
 
 
 @pytest.mark.parametrize(("name", "width"), [("swav/resnet50", 2048), ("seed/mobilenetv3_large", 1280)])
@@ -68,11 +69,11 @@ def test_without_a_file_they_have_no_weights():
         assert load_teacher(name, weights="random", image_size=32).width == build_backbone(name, seed=0).width
 
 
-def test_mistyped_names_are_offered():
+def test_mistyped_names_are_suggested():
     for name, meant in {
         "swav/resnet50w3": "swav/resnet50w2",
         "seed/mobilenetv3": "seed/mobilenetv3_large",
     }.items():
         with pytest.raises(InputError, match="unknown model; did you mean") as caught:
-            find_model(name, "--student")
+            find_model(name)
         assert meant in str(caught.value)

@@ -2,15 +2,16 @@
 
 import pytest
 import torch
-from tinyseed.models.formats import load_file
 from torch.nn import functional as F  # noqa: N812
 
+from tinyseed.checkpoints.formats import load_file
+from tinyseed.models.spec import ModelSpec
 from tinyseed.models.teacher import Teacher
 
 IMAGENET = (0.229, 0.224, 0.225)
 UNUSED = ("module.queue", "module.encoder_k.", "module.teacher.", "module.prototypes.")
 CASES = {
-    # listing: method, architecture, trunk's and head's prefix in the file, kind of head, std, interpolation
+    # listing: method, architecture, backbone's and head's prefix in the file, kind of head, std, interpolation
     "moco_v1_resnet50": ("MoCo v1", "torchvision/resnet50", "module.encoder_q.", "fc.", "linear", IMAGENET, "bilinear"),
     "moco_v2_resnet18": ("MoCo v2", "torchvision/resnet18", "module.encoder_q.", "fc.", "mlp", IMAGENET, "bilinear"),
     "moco_v2_resnet50": ("MoCo v2", "torchvision/resnet50", "module.encoder_q.", "fc.", "mlp", IMAGENET, "bilinear"),
@@ -141,7 +142,7 @@ def vision_transformer(t, x):
     return network.eval()(x)
 
 
-def independent_trunk(listing, t, x):
+def independent_backbone(listing, t, x):
     if listing.startswith("swav"):
         return resnet(t, x)
     if "mobilenet" in listing:
@@ -174,7 +175,7 @@ def check(name, listing, random_tensors, wrapped, folder, side):
     path = folder / ("checkpoint.pth" if isinstance(about["file_layout"], str) else "checkpoint.pth.tar")
     torch.save(wrapped(state, about["file_layout"]), path)
 
-    encoder, described = load_file(path)
+    encoder, described = load_file(path, ModelSpec(path))
 
     assert (described.method, described.architecture, described.head) == (method, architecture, kind)
     assert (described.input.mean, described.input.std) == ((0.485, 0.456, 0.406), std)
@@ -185,10 +186,10 @@ def check(name, listing, random_tensors, wrapped, folder, side):
     own = under(state, prefix)
     head = under(own, head_prefix) if head_prefix else {}
     others = (head_prefix, "prototypes.") if head_prefix else ()
-    trunk = {key: value for key, value in own.items() if not key.startswith(others)}
+    backbone = {key: value for key, value in own.items() if not key.startswith(others)}
     loaded = encoder.backbone.network.state_dict()
-    assert set(loaded) == set(trunk)
-    assert all(torch.equal(loaded[key], value) for key, value in trunk.items())
+    assert set(loaded) == set(backbone)
+    assert all(torch.equal(loaded[key], value) for key, value in backbone.items())
     if head:
         given = encoder.projector.state_dict()
         linear = kind == "linear"
@@ -196,7 +197,7 @@ def check(name, listing, random_tensors, wrapped, folder, side):
         assert len(given) == len(head)
     images = noise(side)
     with torch.no_grad():
-        features = independent_trunk(name, trunk, images)
+        features = independent_backbone(name, backbone, images)
         wanted = F.normalize(independent_head(kind, head, features), dim=1)
         torch.testing.assert_close(
             encoder.features(images), features, rtol=1e-5, atol=1e-5 * features.abs().max().item()
