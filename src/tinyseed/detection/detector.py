@@ -97,7 +97,7 @@ class _InPrecision(nn.Module):
 
 
 def _normalization(encoder: Encoder) -> nn.Module:
-    """torchvision's transform without its resizing, which uses the global generator and does not antialias."""
+    """Torchvision's transform without its resizing, which uses the global generator and does not antialias."""
     from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
     class Normalization(GeneralizedRCNNTransform):

@@ -117,7 +117,7 @@ def _maps(network: Any, images: Tensor, taps: tuple[Any, ...]) -> list[Tensor]: 
 
 
 def _torchvision_maps(network: Any, images: Tensor, taps: tuple[str, ...]) -> list[Tensor]:  # noqa: ANN401
-    """torchvision has no function for feature maps: its networks' first modules are run up to the last map."""
+    """Torchvision has no function for feature maps: its networks' first modules are run up to the last map."""
     inside = taps[0].startswith("features.")
     steps = network.features.named_children() if inside else network.named_children()
     maps, value = [], images
