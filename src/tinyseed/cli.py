@@ -213,8 +213,8 @@ def _teachers(rest: Sequence[str]) -> int:
 def _evaluate_detect(rest: Sequence[str]) -> int:
     from tinyseed import api
     from tinyseed.detection.evaluate import SPEC
-    from tinyseed.evaluation.report import show
     from tinyseed.engine.signals import Stopped
+    from tinyseed.evaluation.report import show
 
     config = parse(
         SPEC.settings, rest, command="tinyseed evaluate detect", example=SPEC.example, about=SPEC.about

@@ -2,7 +2,6 @@ import dataclasses
 import errno
 import json
 import pickle
-from functools import partial
 
 import pytest
 import torch
@@ -23,9 +22,17 @@ MODEL = "random:mobilenetv3_small_050"
 
 
 @pytest.fixture(autouse=True)
-def _narrow_pyramid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same path with a sixteenth of the pyramid, for time."""
-    monkeypatch.setattr(trial, "build_detector", partial(build_detector, width=16))
+def _small_detector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same path with a sixteenth of the pyramid and few proposals and detections, for time."""
+
+    def build(*given, **settings):
+        made = build_detector(*given, width=16, **settings)
+        made.roi_heads.fg_bg_sampler.batch_size_per_image = 32
+        made.roi_heads.detections_per_img = 10
+        made.rpn._post_nms_top_n = {"training": 100, "testing": 100}
+        return made
+
+    monkeypatch.setattr(trial, "build_detector", build)
 
 
 def settings_for(data, out, **settings):
@@ -67,7 +74,7 @@ def test_start_points_stand_side_by_side_and_finished_ones_are_kept(squares_voc,
     assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "detect").iterdir()} == done
 
 
-def test_the_report_says_what_was_measured_and_with_what(squares_voc, squares_coco, tmp_path):
+def test_the_report_says_what_was_measured_and_with_what(squares_voc, tmp_path):
     settings = settings_for(squares_voc, tmp_path, schedule=1, limit=1)
     report = run(settings)
     assert report.evaluation == "detect"
@@ -142,7 +149,7 @@ def test_python_has_it_too(squares_voc, tmp_path):
     assert len(report.results) == 1
 
 
-def test_bccd_stops_when_asked_to(shared_data, tmp_path):
+def test_bccd_reports_its_empty_boxes_and_stops_when_asked_to(shared_data, tmp_path, capsys):
     settings = settings_for(shared_data / "bccd-voc", tmp_path, limit=None, schedule=1)
     stopped = []
 
@@ -152,6 +159,7 @@ def test_bccd_stops_when_asked_to(shared_data, tmp_path):
 
     assert evaluate(SPEC, settings, stop=stop) is None
     assert stopped
+    assert "boxes of zero size dropped" in capsys.readouterr().err
 
 
 def test_detectron2_file_from_the_command_line(tmp_path, capsys):

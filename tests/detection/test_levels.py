@@ -16,7 +16,7 @@ NAMES = (
 
 
 def stage_ends(backbone):
-    """Modules that output the maps in a backbone's own forward pass, by the libraries' documentation of their stages."""
+    """Modules that output the maps in a backbone's own forward pass, by the libraries' documentation."""
     network = backbone.network
     if backbone.name in ("resnet10t", "torchvision/resnet18"):
         return [network.layer1, network.layer2, network.layer3, network.layer4]
