@@ -8,8 +8,8 @@ from safetensors import safe_open
 
 from tinyseed.assets import CLOTHING_TEACHER, clothing
 from tinyseed.data.sources import open_source, subset
-from tinyseed.evaluation.command import embed_photos
-from tinyseed.evaluation.knn import knn
+from tinyseed.evaluation.features import embed_source
+from tinyseed.evaluation.neighbors import knn
 from tinyseed.models.teacher import describe_teacher, load_model, load_teacher
 
 NAME = "tinyseed/clothing-resnet18"
@@ -58,7 +58,7 @@ def test_it_tells_test_photos_apart_far_better_than_an_untrained_network():
     top1 = {}
     for name in (NAME, "random:resnet18"):
         encoder = load_model(name, image_size=64)
-        bank, tested = embed_photos(encoder, subset(train, some), 64), embed_photos(encoder, test, 64)
+        bank, tested = embed_source(encoder, subset(train, some)), embed_source(encoder, test)
         (result,) = knn(bank.features, bank.labels, tested.features, tested.labels, k=(10,))
         top1[name] = 100 * result.top1
     assert top1[NAME] > top1["random:resnet18"] + 8

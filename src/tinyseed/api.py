@@ -23,9 +23,9 @@ from tinyseed.engine.runtime import is_main_process
 from tinyseed.engine.signals import Stopped, stop_request
 from tinyseed.engine.train import train
 from tinyseed.errors import InputError, argument
-from tinyseed.evaluation.choose import Name, find_evaluation
-from tinyseed.evaluation.reporting import Report
-from tinyseed.evaluation.run import evaluate as drive
+from tinyseed.evaluation.catalog import find_evaluation
+from tinyseed.evaluation.report import Report
+from tinyseed.evaluation.run import evaluate as run_evaluation
 from tinyseed.models.encoder import Encoder, load_encoder
 from tinyseed.models.teacher import load_model
 from tinyseed.recipes import settings_of
@@ -105,7 +105,7 @@ def pretrain(
 
 
 def evaluate(
-    evaluation: Name | Literal["detect"],
+    evaluation: str,
     *,
     train_data: Paths,
     test_data: Paths = (),
@@ -128,11 +128,15 @@ def evaluate(
     if not test_data:
         raise InputError("test_data", "missing", "give labelled images to tell the class of")
     chosen = find_evaluation(evaluation)
-    given = _settings(chosen.config, {"train_data": train_data, "test_data": test_data} | settings)
-    for field in dataclasses.fields(chosen.config):
+    former = {field.metadata.get("alias"): field.name for field in dataclasses.fields(chosen.settings)}
+    settings = {former.get(name, name): value for name, value in settings.items()}
+    given = _settings(chosen.settings, {"train_data": train_data, "test_data": test_data} | settings)
+    for field in dataclasses.fields(chosen.settings):
         if field.default is dataclasses.MISSING and field.name not in given:
             raise InputError(field.name, "missing", "give it")
-    return chosen.run(chosen.config(**given))
+    report = run_evaluation(chosen, chosen.settings(**given))
+    assert report is not None
+    return report
 
 
 def load(path: str | Path) -> Encoder:
@@ -159,7 +163,7 @@ def run_detect(config: DetectSettings) -> DetectReport:
         Stopped: it was stopped and has saved; the same configuration goes on.
     """
     with stop_request() as request:
-        report = drive(detection.SPEC, config, stop=lambda: request.number != 0)
+        report = run_evaluation(detection.SPEC, config, stop=lambda: request.number != 0)
     if report is None:
         raise Stopped(request.number, "stopped and saved; the same command goes on")
     return report

@@ -171,22 +171,28 @@ def _evaluate(rest: Sequence[str]) -> int:
         case ["detect", *rest]:
             return _evaluate_detect(rest)
         case [] | ["-h" | "--help"]:
-            from tinyseed.evaluation.choose import names
+            from tinyseed.evaluation.catalog import EVALUATIONS
 
-            print(f"{EXAMPLES['evaluate']}\n\nevaluations: {names()}, detect (tinyseed evaluate knn --help)")
+            names = ", ".join(spec.name for spec in EVALUATIONS)
+            print(f"{EXAMPLES['evaluate']}\n\nevaluations: {names}, detect (tinyseed evaluate knn --help)")
             return 0
         case [name, *rest]:
-            from tinyseed.evaluation.choose import find_evaluation
+            from tinyseed.evaluation.catalog import find_evaluation
 
             evaluation = find_evaluation(name)
             config = parse(
-                evaluation.config,
+                evaluation.settings,
                 rest,
                 command=f"tinyseed evaluate {name}",
                 example=evaluation.example,
                 about=evaluation.about,
             )
-            print(evaluation.table(evaluation.run(config)))
+            from tinyseed.evaluation.report import show
+            from tinyseed.evaluation.run import evaluate
+
+            report = evaluate(evaluation, config)
+            assert report is not None
+            print(show(evaluation, report))
             return 0
     raise AssertionError
 

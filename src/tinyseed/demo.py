@@ -24,9 +24,9 @@ from tinyseed.engine.config import DistillConfig, PretrainMoCoConfig, RunConfig
 from tinyseed.engine.progress import duration
 from tinyseed.engine.run_folder import RunFolder
 from tinyseed.errors import InputError
-from tinyseed.evaluation.command import Photos, embed_photos
-from tinyseed.evaluation.health import neighbour_agreement
-from tinyseed.evaluation.knn import knn
+from tinyseed.evaluation.features import FeatureBank, embed_source
+from tinyseed.evaluation.health import neighbor_agreement
+from tinyseed.evaluation.neighbors import knn
 from tinyseed.models.encoder import Encoder
 from tinyseed.models.teacher import load_model
 from tinyseed.picture import Neighbour, Query, draw_neighbours
@@ -67,8 +67,8 @@ class Seen:
     """A model, and how it sees the training and the test photos."""
 
     encoder: Encoder
-    train: Photos
-    test: Photos
+    train: FeatureBank
+    test: FeatureBank
 
 
 def demo(config: DemoConfig) -> list[Row]:
@@ -146,7 +146,8 @@ def encoders(config: DemoConfig) -> dict[str, Encoder]:
 def look(encoder: Encoder) -> Seen:
     """Embed all photos."""
     train, test = (
-        embed_photos(encoder, open_source([str(clothing(split))]), IMAGE_SIZE) for split in ("train", "test")
+        embed_source(encoder, open_source([str(clothing(split))]), size=IMAGE_SIZE)
+        for split in ("train", "test")
     )
     return Seen(encoder, train, test)
 
@@ -162,7 +163,7 @@ def measure(name: str, seen: Seen, teacher: Seen, config: DemoConfig) -> Row:
         backbone=backbone.name,
         parameters=sum(parameter.numel() for parameter in backbone.parameters()),
         knn_top1=100 * result.top1,
-        neighbour_agreement=100 * neighbour_agreement(teacher.test.features, seen.test.features, NEIGHBOURS),
+        neighbour_agreement=100 * neighbor_agreement(teacher.test.features, seen.test.features, NEIGHBOURS),
         minutes=_minutes(name, config),
     )
 

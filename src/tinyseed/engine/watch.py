@@ -20,8 +20,9 @@ from tinyseed.engine.quarantine import Quarantine
 from tinyseed.engine.run_folder import Figures
 from tinyseed.engine.runtime import Runtime
 from tinyseed.evaluation.features import BankKey, FeatureBank, cached, embed, evaluating
-from tinyseed.evaluation.health import effective_rank, neighbour_agreement
-from tinyseed.evaluation.knn import align_labels, knn
+from tinyseed.evaluation.health import effective_rank, neighbor_agreement
+from tinyseed.evaluation.neighbors import knn
+from tinyseed.evaluation.splits import align_labels
 from tinyseed.methods.method import Method
 from tinyseed.methods.seed import Seed
 from tinyseed.models.contract import InputContract
@@ -96,7 +97,7 @@ class Watch:
         if self.teacher is not None:
             figures |= self.teacher.figures
             if len(held_out.features) >= FEWEST_FOR_AGREEMENT:
-                figures["neighbour_agreement"] = neighbour_agreement(self.teacher.features, held_out.features)
+                figures["neighbour_agreement"] = neighbor_agreement(self.teacher.features, held_out.features)
             if top1 is not None and self.teacher.figures.get("knn_top1_teacher"):
                 figures["knn_ratio"] = top1 / self.teacher.figures["knn_top1_teacher"]
         if isinstance(method, Seed) and self.teacher is not None:

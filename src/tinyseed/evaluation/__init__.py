@@ -1,1 +1,1 @@
-"""Is the model any good? May import methods, models, data, objectives and below."""
+"""Evaluations: how good a model is, measured on labeled images."""

@@ -1,7 +1,7 @@
 """What an evaluation is: its settings, how it measures a model, and what a measurement holds.
 
-An evaluation is one file that ends in a record, `SPEC = EvaluationSpec(…)`, and one line in catalog.py. Opening the data
-and the model, timing, resuming and reporting are the driver's work (run.py).
+An evaluation is one file that ends in a record, `SPEC = EvaluationSpec(…)`, and one line in catalog.py. Opening data and
+models, timing, resuming and reporting are the driver's work (run.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence, Sized
@@ -60,6 +60,23 @@ Measured = Sequence[tuple[Subject, Measurement]]
 """Each model with its measurement."""
 
 
+def merge(measured: Measured) -> Measurement:
+    """The rows of all models one after another; a note on some of several models begins with their roles."""
+    notes: dict[str, list[str]] = {}
+    for subject, measurement in measured:
+        for note in dict.fromkeys(measurement.notes):
+            notes.setdefault(note, []).append(subject.role)
+    return Measurement(
+        tuple(row for _, measurement in measured for row in measurement.metrics),
+        tuple(
+            note if len(roles) == len(measured) else f"{', '.join(roles)}: {note}"
+            for note, roles in notes.items()
+        ),
+        max(measurement.unreadable for _, measurement in measured),
+        {name: text for _, measurement in measured for name, text in measurement.files.items()},
+    )
+
+
 @runtime_checkable
 class Data(Protocol):
     """What the driver asks of the images of an evaluation; `splits.Splits` is the usual one."""
@@ -102,9 +119,8 @@ class EvaluationSpec:
         example: a command line.
         subjects: from the settings to the models that are measured; by default the one in `model`.
         open_data: from the settings to the images; by default `splits.open_splits`.
-        combine: from all models and their measurements to the report's; by default
-            `run.in_order`.
-        report: from the driver's report, the data and the settings to a report with further entries or typed rows.
+        combine: from all models and their measurements to the report's; by default `merge`.
+        report: from the driver's report, the data and the settings to a report with typed rows or more entries.
         main: role of the model that the report is named after.
         stoppable: `measure` asks `resume.stop()` and raises `Interrupted` once it has saved, so that
             Ctrl-C loses nothing.

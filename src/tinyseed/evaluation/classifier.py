@@ -1,8 +1,7 @@
-"""A classifier trained on images: a new head on a trunk that is frozen, or trained along.
+"""A classifier trained on images: a new head on a backbone that is frozen or fine-tuned.
 
-One loop for MoCo's linear protocol, for fine-tuning on few labels and for transfer. Its views, order and
-initial head follow from the seed alone, so a stopped run goes on as if it had not stopped. Imports data, models and
-this room.
+One loop for MoCo's linear protocol, for fine-tuning on few labels and for transfer. Its views, order and initial head
+depend only on the seed, so a stopped training resumes bit-exactly.
 """
 
 import copy
@@ -20,43 +19,30 @@ from torch.nn.functional import cross_entropy
 
 from tinyseed.data.augmentation import View, ViewSettings
 from tinyseed.data.band_views import render_view
-from tinyseed.data.loader import (
-    Plan,
-    TrainingBatch,
-    TrainingViews,
-    evaluation_batches,
-    training_batches,
-)
+from tinyseed.data.bands import bands_of
+from tinyseed.data.loader import Plan, TrainingBatch, TrainingViews, training_batches
 from tinyseed.data.views import normalise
 from tinyseed.errors import InputError, RunError
-from tinyseed.evaluation.bank import BATCH
-from tinyseed.evaluation.common import Side, bands_seen, device
-from tinyseed.evaluation.features import embed, evaluating
-from tinyseed.evaluation.figures import class_figures
-from tinyseed.evaluation.progress import track
+from tinyseed.evaluation.base import Measurement
+from tinyseed.evaluation.features import BATCH, device, embed, evaluating, view_batches
+from tinyseed.evaluation.metrics import class_metrics
+from tinyseed.evaluation.splits import Split
+from tinyseed.files import read_checkpoint, write_checkpoint
 from tinyseed.models.backbones import Backbone, seeded
-from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder
-from tinyseed.models.weights import write_atomically
 from tinyseed.precision import EvaluationPrecision, autocast_dtype
+from tinyseed.progress import track
+from tinyseed.settings.evaluation import TrainingSettings
 from tinyseed.shapes import Features, Images
 
 SAVE_SECONDS = 30.0
-"""Between checkpoints, at the end of an epoch."""
+"""Least time between two checkpoints, which are written at the end of an epoch."""
 
 REFERENCE_BATCH = 256
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainedConfig:
-    """What evaluations that train a network are told."""
-
-    precision: EvaluationPrecision = "auto"
-    """Arithmetic of networks while they are trained; auto: bf16 where the hardware has it. Figures are float32's."""
-
-
 class DivergedError(RunError):
-    """The loss is no finite number any more: the learning rate was too high."""
+    """The loss is not finite any more: the learning rate was too high."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +50,7 @@ class Recipe:
     """How a classifier is trained: SGD with momentum on random crops and mirror images.
 
     Attributes:
-        lr_trunk: learning rate of the trunk for a batch of 256 (scaled with the batch); None: it is frozen.
+        lr_backbone: learning rate of the backbone for a batch of 256 (scaled with the batch); None: it is frozen.
         lr_head: of the new linear layer.
         schedule: "steps": times `gamma` at each of `decay`; "cosine": down to 0.
         decay: shares of the run, such as 0.6 and 0.8.
@@ -73,7 +59,7 @@ class Recipe:
 
     epochs: int
     batch_size: int
-    lr_trunk: float | None
+    lr_backbone: float | None
     lr_head: float
     schedule: Literal["steps", "cosine"] = "steps"
     decay: tuple[float, ...] = ()
@@ -95,37 +81,64 @@ class Recipe:
 
 
 class Classifier(nn.Module):
-    """A trunk and a linear layer: normalised images to a score for each class."""
+    """A backbone and a linear layer: normalized images to one score per class."""
 
-    def __init__(self, backbone: Backbone, classes: int, *, trained_trunk: bool, seed: int) -> None:
+    def __init__(self, backbone: Backbone, classes: int, *, trained_backbone: bool, seed: int) -> None:
         super().__init__()
-        self.backbone = backbone.requires_grad_(trained_trunk)
-        self.trained_trunk = trained_trunk
+        self.backbone = backbone.requires_grad_(trained_backbone)
+        self.trained_backbone = trained_backbone
         with seeded(seed):
             self.head = nn.Linear(backbone.width, classes)
             nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Images, autocast: torch.dtype | None = None) -> Features:
-        """Scores, one for each class; autocast: what the trunk computes in, None for float32."""
+        """Scores, one per class; `autocast` is what the backbone computes in, None for float32."""
         with (
-            torch.set_grad_enabled(self.trained_trunk and torch.is_grad_enabled()),
+            torch.set_grad_enabled(self.trained_backbone and torch.is_grad_enabled()),
             torch.autocast(images.device.type, dtype=autocast, enabled=autocast is not None),
         ):
             features = self.backbone(images)
         return self.head(features.float())
 
     def train(self, mode: bool = True) -> "Classifier":
-        """A frozen trunk stays in evaluation mode: its batch norm's statistics are part of it."""
+        """Set the mode; a frozen backbone, batch norm's statistics included, stays in evaluation mode."""
         super().train(mode)
-        if not self.trained_trunk:
+        if not self.trained_backbone:
             self.backbone.eval()
         return self
 
 
+def fit_and_measure(
+    encoder: Encoder,
+    train: Split,
+    test: Split,
+    recipe: Recipe,
+    settings: TrainingSettings,
+    *,
+    classes: int,
+    seed: int,
+    checkpoint: Path,
+    title: str,
+) -> Measurement:
+    """Train a classifier on one split and measure it on the other; see `fit_classifier` and `measure_classifier`."""
+    model = fit_classifier(
+        encoder,
+        train,
+        classes,
+        recipe,
+        seed=seed,
+        workers=settings.workers,
+        checkpoint=checkpoint,
+        title=title,
+        precision=settings.precision,
+    )
+    return measure_classifier(model, test, workers=settings.workers)
+
+
 def fit_classifier(
     encoder: Encoder,
-    train: Side,
+    train: Split,
     classes: int,
     recipe: Recipe,
     *,
@@ -138,159 +151,163 @@ def fit_classifier(
     """Train a classifier; the encoder itself is left as it was.
 
     Args:
-        encoder: its trunk is copied.
-        train: labelled images.
-        classes: how many there are.
-        recipe: how.
+        encoder: its backbone is copied.
+        train: labeled images.
+        classes: number of classes.
+        recipe: how to train.
         seed: of the head, the order and the views.
-        workers: processes that decode.
-        checkpoint: file that a stopped run goes on from, written at the end of an epoch, at most every 30 s.
+        workers: number of processes that decode.
+        checkpoint: file that a stopped training resumes from, written at the end of an epoch, at most every 30 s.
         title: for the progress line.
         precision: of the networks; weights, head and loss are float32.
 
     Raises:
-        DivergedError: the loss is no finite number.
-        RunError: 50 images in a row cannot be read.
+        DivergedError: the loss is not finite.
+        RunError: 50 images in a row cannot be read, or the checkpoint is broken.
         InputError: there are fewer images than a batch.
     """
     if len(train) < recipe.batch_size:
-        raise InputError("--batch-size", recipe.batch_size, f"there are {len(train)} images; give fewer")
-    model = Classifier(
-        copy.deepcopy(encoder.backbone), classes, trained_trunk=recipe.lr_trunk is not None, seed=seed
-    ).to(device())
-    plan = Plan(train.indices, recipe.batch_size, seed)
-    optimizer = _optimizer(model, recipe)
-    first = _resume(model, optimizer, checkpoint)
-    batches = _batches(
-        train,
-        plan,
-        encoder.input,
-        recipe,
-        first_step=first * plan.steps_per_epoch,
-        workers=workers,
-    )
-    labels = np.zeros(len(train.source), np.int64)
-    labels[train.indices] = train.labels
+        remedy = f"there are {len(train)} images; give fewer"
+        raise InputError(recipe.batch_size, remedy, argument="batch_size")
+    autocast = autocast_dtype(precision, device())
+    training = _Training.of(encoder, train, recipe, classes=classes, seed=seed, autocast=autocast)
+    first = 0 if checkpoint is None else training.resume(checkpoint)
+    batches = training.batches(train, first, workers)
     saved = time.monotonic()
-    model.train()
     for epoch in track(range(first, recipe.epochs), f"{title}: epochs", recipe.epochs, first):
-        loss = _epoch(
-            model,
-            optimizer,
-            recipe,
-            plan,
-            batches=batches,
-            labels=torch.from_numpy(labels),
-            epoch=epoch,
-            autocast=autocast_dtype(precision, device()),
-        )
+        loss = _epoch(training, batches, epoch=epoch)
         if not math.isfinite(loss):
-            raise DivergedError(
-                f"the loss is {loss} in epoch {epoch + 1}: the learning rate is too high; give a lower --lr"
-            )
+            raise DivergedError(f"the loss is {loss} in epoch {epoch + 1}: give a lower learning rate (`lr`)")
         if checkpoint is not None and time.monotonic() - saved >= SAVE_SECONDS:
-            _save(model, optimizer, epoch + 1, checkpoint)
+            training.save(checkpoint, epoch + 1)
             saved = time.monotonic()
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
-    return model.eval()
+    return training.model.eval()
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A classifier in training, with all that a step needs but its images.
+
+    Attributes:
+        labels: the class of each image of the source; 0 for those that are not trained on.
+        autocast: what the backbone computes in, None for float32.
+    """
+
+    model: Classifier
+    optimizer: torch.optim.SGD
+    recipe: Recipe
+    plan: Plan
+    labels: Tensor
+    autocast: torch.dtype | None
+
+    @classmethod
+    def of(
+        cls,
+        encoder: Encoder,
+        train: Split,
+        recipe: Recipe,
+        *,
+        classes: int,
+        seed: int,
+        autocast: torch.dtype | None,
+    ) -> "_Training":
+        """At the first epoch, with a copy of the encoder's backbone."""
+        backbone, trained = copy.deepcopy(encoder.backbone), recipe.lr_backbone is not None
+        model = Classifier(backbone, classes, trained_backbone=trained, seed=seed).to(device())
+        labels = np.zeros(len(train.source), np.int64)
+        labels[train.indices] = train.labels
+        plan = Plan(train.indices, recipe.batch_size, seed)
+        return cls(model.train(), _optimizer(model, recipe), recipe, plan, torch.from_numpy(labels), autocast)
+
+    @property
+    def _trained(self) -> nn.Module:
+        """What changes: the model, or the head if the backbone is frozen."""
+        return self.model if self.model.trained_backbone else self.model.head
+
+    def batches(self, train: Split, first_epoch: int, workers: int) -> Iterator[TrainingBatch]:
+        """Random crops and mirror images, from an epoch on."""
+        settings = ViewSettings(
+            crop_scale=self.recipe.crop_scale, jitter_probability=0, gray_probability=0, blur_probability=0
+        )
+        contract = self.model.backbone.input
+        bands = bands_of(contract.channels, contract.pixel_range)
+        views = TrainingViews(
+            train.source, (View(settings, contract.size),), self.plan.seed, train.indices, bands
+        )
+        return training_batches(
+            views,
+            self.plan,
+            first_step=first_epoch * self.plan.steps_per_epoch,
+            workers=workers,
+            pin_memory=device().type == "cuda",
+        )
+
+    def save(self, path: Path, epochs: int) -> None:
+        """Write a checkpoint after this many epochs."""
+        content = {"model": self._trained.state_dict(), "optimizer": self.optimizer.state_dict()}
+        write_checkpoint(path, {"epoch": epochs, **content})
+
+    def resume(self, path: Path) -> int:
+        """Load a checkpoint; returns the number of epochs that it has, 0 if there is none."""
+        if not path.is_file():
+            return 0
+        try:
+            content = read_checkpoint(path)
+            self._trained.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            return int(content["epoch"])
+        except Exception as error:  # a broken file can raise nearly anything
+            raise RunError(f"{path}: the stopped evaluation's checkpoint is broken: remove it") from error
 
 
 def _optimizer(model: Classifier, recipe: Recipe) -> torch.optim.SGD:
     scale = recipe.batch_size / REFERENCE_BATCH
     groups: list[dict[str, Any]] = [{"params": list(model.head.parameters()), "base": recipe.lr_head * scale}]
-    if recipe.lr_trunk is not None:
-        groups.append({"params": list(model.backbone.parameters()), "base": recipe.lr_trunk * scale})
+    if recipe.lr_backbone is not None:
+        groups.append({"params": list(model.backbone.parameters()), "base": recipe.lr_backbone * scale})
     return torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
 
 
-def _batches(
-    train: Side, plan: Plan, contract: InputContract, recipe: Recipe, *, first_step: int, workers: int
-) -> Iterator[TrainingBatch]:
-    settings = ViewSettings(
-        crop_scale=recipe.crop_scale, jitter_probability=0, gray_probability=0, blur_probability=0
-    )
-    views = TrainingViews(
-        train.source, (View(settings, contract.size),), plan.seed, train.indices, bands_seen(contract)
-    )
-    return training_batches(
-        views, plan, first_step=first_step, workers=workers, pin_memory=device().type == "cuda"
-    )
-
-
-def _epoch(
-    model: Classifier,
-    optimizer: torch.optim.SGD,
-    recipe: Recipe,
-    plan: Plan,
-    *,
-    batches: Iterator[TrainingBatch],
-    labels: Tensor,
-    epoch: int,
-    autocast: torch.dtype | None,
-) -> float:
-    """One pass; returns the mean loss."""
+def _epoch(training: _Training, batches: Iterator[TrainingBatch], *, epoch: int) -> float:
+    """One pass over the images; returns the mean loss."""
     total = torch.zeros((), device=device())
+    steps = training.plan.steps_per_epoch
+    for step in range(epoch * steps, (epoch + 1) * steps):
+        total += _step(training, next(batches), step)
+    return float(total) / steps
+
+
+def _step(training: _Training, batch: TrainingBatch, step: int) -> Tensor:
+    """One update; returns the loss."""
+    model, optimizer, plan = training.model, training.optimizer, training.plan
     contract = model.backbone.input
-    for number in range(plan.steps_per_epoch):
-        step = epoch * plan.steps_per_epoch + number
-        batch = next(batches)
-        right = labels[batch.indices].to(device(), non_blocking=True)
-        batch = batch.to(device())
-        images = render_view(batch.pixels[0], batch.draws[0])
-        images = normalise(images, contract.mean, contract.std, out=images)
-        for group in optimizer.param_groups:
-            group["lr"] = group["base"] * recipe.factor(step, plan.steps_per_epoch)
-        with seeded((plan.seed << 32) + step):  # dropout, where a trunk has any
-            loss = cross_entropy(model(images.contiguous(memory_format=torch.channels_last), autocast), right)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total += loss.detach()
-    return float(total) / plan.steps_per_epoch
+    labels = training.labels[batch.indices].to(device(), non_blocking=True)
+    batch = batch.to(device())
+    images = render_view(batch.pixels[0], batch.draws[0])
+    images = normalise(images, contract.mean, contract.std, out=images)
+    images = images.contiguous(memory_format=torch.channels_last)
+    for group in optimizer.param_groups:
+        group["lr"] = group["base"] * training.recipe.factor(step, plan.steps_per_epoch)
+    with seeded((plan.seed << 32) + step):  # dropout, where a backbone has any
+        loss = cross_entropy(model(images, training.autocast), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
 
 
-def _save(model: Classifier, optimizer: torch.optim.SGD, epoch: int, path: Path) -> None:
-    state = model.state_dict() if model.trained_trunk else model.head.state_dict()
-    content = {"epoch": epoch, "model": state, "optimizer": optimizer.state_dict()}
-
-    def write(unfinished: Path) -> None:
-        torch.save(content, unfinished)
-
-    write_atomically(path, write)
-
-
-def _resume(model: Classifier, optimizer: torch.optim.SGD, path: Path | None) -> int:
-    """Epochs done before; 0 where there is no readable checkpoint."""
-    if path is None or not path.is_file():
-        return 0
-    try:
-        content = torch.load(path, map_location=device(), weights_only=True)
-        (model if model.trained_trunk else model.head).load_state_dict(content["model"])
-        optimizer.load_state_dict(content["optimizer"])
-        return int(content["epoch"])
-    except Exception as error:  # a broken file can raise nearly anything
-        raise RunError(f"{path}: the stopped evaluation's checkpoint is broken: remove it") from error
-
-
-def measure_classifier(model: Classifier, test: Side, *, workers: int = 0) -> tuple[dict[str, float], int]:
-    """Figures of a side's images in the evaluation view, and how many could not be read.
+def measure_classifier(model: Classifier, test: Split, *, workers: int = 0) -> Measurement:
+    """Metrics of a split's images in the evaluation view, as one row.
 
     Raises:
         RunError: not one image can be read.
     """
     contract = model.backbone.input
-    batches = evaluation_batches(
-        test.source,
-        test.indices,
-        size=contract.size,
-        interpolation=contract.interpolation,
-        bands=bands_seen(contract),
-        batch_size=BATCH,
-        workers=workers,
-    )
+    batches = view_batches(test.source, test.indices, contract, workers=workers)
     shown = track(batches, "test images", -(-len(test) // BATCH))
     with evaluating(model):
         bank = embed(model, shown, device=device(), mean=contract.mean, std=contract.std)
     labels = torch.from_numpy(test.labels[np.searchsorted(test.indices, bank.indices.numpy())])
-    return class_figures(bank.features, labels), len(test) - len(bank.indices)
+    return Measurement((class_metrics(bank.features, labels),), unreadable=len(test) - len(bank.indices))

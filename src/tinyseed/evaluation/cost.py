@@ -1,6 +1,6 @@
-"""What a network costs to run: parameters, multiply-adds, file size, time an image. Imports models.
+"""What a network costs to run: parameters, multiply-adds, file size, and time per image on the CPU.
 
-The time is ONNX Runtime's where the packages of the extra `onnx` are installed, else PyTorch's.
+The time is ONNX Runtime's if the packages of the extra `onnx` are installed, otherwise PyTorch's.
 """
 
 import logging
@@ -29,13 +29,13 @@ LATENCY_RUNS = 50
 
 @dataclass(frozen=True)
 class Cost:
-    """A trunk's cost at one image of its input's size.
+    """A backbone's cost for one image of its input's size.
 
     Attributes:
         parameters: numbers that training changes.
         gmacs: billions of multiply-adds in its convolutions, matrix products and attention; FLOPs are twice that.
         file_mb: of its weights as a float32 safetensors file, in 10^6 bytes.
-        latency_ms: median time of an image (batch 1) on the CPU.
+        latency_ms: median time per image (batch size 1) on the CPU, in milliseconds.
         latency_by: what was timed, and on how many threads.
     """
 
@@ -47,12 +47,12 @@ class Cost:
 
 
 def cost(encoder: Encoder, *, threads: int = 1, runs: int = LATENCY_RUNS) -> Cost:
-    """Measure a trunk on the CPU.
+    """Measure a backbone on the CPU.
 
     Args:
-        encoder: its trunk is measured, at its input's size, in evaluation mode.
-        threads: of the processor for the timing.
-        runs: images timed, after a few that are not.
+        encoder: its backbone is measured, at its input's size, in evaluation mode.
+        threads: number of processor threads for the timing.
+        runs: number of images timed, after a few for warming up.
     """
     network = encoder.backbone.cpu().eval()
     contract = encoder.input
@@ -71,23 +71,23 @@ def cost(encoder: Encoder, *, threads: int = 1, runs: int = LATENCY_RUNS) -> Cos
 
 @torch.no_grad()
 def multiply_adds(network: nn.Module, images: Tensor) -> int:
-    """Multiply-adds of a forward pass: half of what PyTorch's counter says, which counts each as two."""
+    """Multiply-adds of a forward pass: half of PyTorch's count, in which each is two."""
     with FlopCounterMode(display=False) as counter:
         network(images)
     return counter.get_total_flops() // 2
 
 
 def _latency(network: nn.Module, image: Tensor, threads: int, runs: int) -> tuple[float, str]:
-    """Median seconds of an image, and what was timed."""
+    """Median seconds per image, and what was timed."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    told = f"{threads} thread{'s' if threads > 1 else ''}"
+    on = f"{threads} thread{'s' if threads > 1 else ''}"
     try:
         session = _onnx_session(network, image, threads)
         if session is not None:
-            return _median(session, runs), f"ONNX Runtime, {told}"
+            return _median(session, runs), f"ONNX Runtime, {on}"
         with torch.inference_mode():
-            return _median(lambda: network(image), runs), f"PyTorch, {told}"
+            return _median(lambda: network(image), runs), f"PyTorch, {on}"
     finally:
         torch.set_num_threads(before)
 
@@ -102,7 +102,7 @@ def _median(work: Callable[[], object], runs: int) -> float:
 
 
 def _onnx_session(network: nn.Module, image: Tensor, threads: int) -> Callable[[], object] | None:
-    """Runs the network in ONNX Runtime; None where its packages lack, or it cannot be exported."""
+    """Runs the network in ONNX Runtime; None if its packages are missing or the network cannot be exported."""
     if any(find_spec(name) is None for name in ONNX_PACKAGES):
         return None
     import onnxruntime
@@ -113,7 +113,7 @@ def _onnx_session(network: nn.Module, image: Tensor, threads: int) -> Callable[[
     try:
         content = onnx_file(network, image)
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception:  # noqa: BLE001  (exporters fail in any way; PyTorch's time is told instead, and that it is)
+    except Exception:  # noqa: BLE001  (exporters fail in any way; PyTorch is timed instead)
         return None
     given = {session.get_inputs()[0].name: image.numpy()}
     return lambda: session.run(None, given)
@@ -129,7 +129,7 @@ def onnx_file(network: nn.Module, image: Tensor) -> bytes:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """The exporter tells its steps, its warnings and its dependencies' on three ways."""
+    """Silence the exporter, which reports through logging, warnings and prints."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

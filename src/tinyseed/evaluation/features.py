@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar, runtime_checkable
@@ -178,11 +178,14 @@ def view_batches(
 
 
 def embed_source(
-    encoder: Encoder, source: Source, *, workers: int = 0, title: str = "features"
+    encoder: Encoder, source: Source, *, size: int | None = None, workers: int = 0, title: str = "features"
 ) -> FeatureBank:
-    """Backbone features of a whole source in the evaluation view, labeled or not; nothing is kept in the cache."""
+    """Backbone features of a whole source in the evaluation view, labeled or not; nothing is kept in the cache.
+
+    `size` is the side of the view in pixels; by default what the encoder expects.
+    """
     images = np.arange(len(source), dtype=np.int64)
-    contract = encoder.input
+    contract = replace(encoder.input, size=size or encoder.input.size)
     batches = view_batches(source, images, contract, workers=workers)
     shown = track(batches, title, -(-len(images) // BATCH))
     with evaluating(encoder.to(device())):

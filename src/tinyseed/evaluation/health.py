@@ -1,4 +1,4 @@
-"""Is the student learning? Told without labels, from feature matrices alone. Imports `nearest` and shapes."""
+"""Label-free measures of whether a network learns: pure functions of feature matrices."""
 
 import math
 
@@ -10,27 +10,27 @@ from tinyseed.evaluation.search import nearest
 from tinyseed.shapes import Features
 
 
-def neighbour_agreement(
-    teacher: Float[Tensor, "n f_teacher"], student: Float[Tensor, "n f_student"], neighbours: int = 10
+def neighbor_agreement(
+    teacher: Float[Tensor, "n f_teacher"], student: Float[Tensor, "n f_student"], neighbors: int = 10
 ) -> float:
-    """Share of the teacher's nearest neighbours that the student has too: mean of |N_T ∩ N_S| / neighbours.
+    """Share of the teacher's nearest neighbors that the student has too: mean of |N_T ∩ N_S| / neighbors.
 
-    Neighbours are by cosine similarity among the same images, the image itself left out. Unrelated features
-    agree by chance on `neighbours` / (n - 1). Where n - 1 is no more than `neighbours`, all others are taken
-    and the answer is 1 whatever the features are: it tells something only if n is many times `neighbours`.
+    Neighbors are by cosine similarity among the same images, the image itself left out. Unrelated features
+    agree by chance on `neighbors` / (n - 1). Where n - 1 is no more than `neighbors`, all others are taken
+    and the result is 1 whatever the features are: it is informative only if n is many times `neighbors`.
 
     Args:
         teacher: features of n images, any scale.
         student: features of the same images in the same order, of any width.
-        neighbours: how many are compared.
+        neighbors: how many are compared.
 
     Returns:
-        0 to 1; NaN for fewer than three images or features that are no finite numbers.
+        0 to 1; NaN for fewer than three images or features that are not finite.
     """
     images = len(teacher)
     if images < 3 or not (bool(teacher.isfinite().all()) and bool(student.isfinite().all())):
         return math.nan
-    count = min(neighbours, images - 1)
+    count = min(neighbors, images - 1)
     of_teacher = nearest(teacher, teacher, count, exclude_self=True).positions.cpu()
     of_student = nearest(student, student, count, exclude_self=True).positions.cpu()
     shared = sum(int((of_student == column[:, None]).sum()) for column in of_teacher.unbind(1))
@@ -38,30 +38,29 @@ def neighbour_agreement(
 
 
 def effective_rank(features: Features) -> float:
-    """How many directions the features use: exp of the entropy of their normalised singular values.
+    """How many directions the features use: exp of the entropy of their normalized singular values.
 
     1 where all images get the same features (collapse), at most min(n - 1, f). What float32 rounding alone
     could leave (singular values up to eps · ‖features‖) counts as nothing.
 
     Args:
-        features: one row an image, any scale.
+        features: one row per image, any scale.
 
     Returns:
-        1 to min(n - 1, f); NaN without images or with features that are no finite numbers.
+        1 to min(n - 1, f); NaN without images or with features that are not finite.
 
     Source: Roy & Vetterli, "The effective rank", EUSIPCO 2007, section 2; Garrido et al., "RankMe: Assessing
         the Downstream Performance of Pretrained Self-Supervised Representations by Their Rank", ICML 2023.
-    Differs: features are centred first. Both papers leave the mean in; after a ReLU it is the largest
+    Differs: features are centered first. Both papers leave the mean in; after a ReLU it is the largest
         direction by far and hides the others.
     """
     matrix = features.detach().cpu().double()
     if len(matrix) == 0 or not bool(matrix.isfinite().all()):
         return math.nan
-    centred = matrix - matrix.mean(0)
-    wide = centred.shape[0] < centred.shape[1]
-    gram = (
-        centred @ centred.T if wide else centred.T @ centred
-    )  # eigenvalues: squared singular values, cheaper than an SVD
+    centered = matrix - matrix.mean(0)
+    wide = centered.shape[0] < centered.shape[1]
+    # The eigenvalues of the Gram matrix are the squared singular values, and cheaper than an SVD.
+    gram = centered @ centered.T if wide else centered.T @ centered
     singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     singular = singular[singular > torch.finfo(torch.float32).eps * matrix.norm()]
     if len(singular) == 0:

@@ -1,200 +1,104 @@
-"""k-nearest-neighbour classification: what a frozen network has learned, told by its neighbours.
+"""`tinyseed evaluate knn`: weighted k-NN on frozen features."""
 
-`search.nearest` finds the neighbours, `vote` turns them into classes, `knn` counts how often the class is right.
-Imports search, errors and shapes.
-"""
-
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import torch
-from jaxtyping import Float, Int64
-from numpy.typing import NDArray
-from torch import Tensor
+from tinyseed.errors import argument
+from tinyseed.evaluation.base import EvaluationSpec, Measurement
+from tinyseed.lazy import lazy
+from tinyseed.settings.evaluation import BankPrecision, ModelEvaluationSettings, at_least
 
-from tinyseed.errors import InputError
-from tinyseed.evaluation.search import Neighbours, nearest
-from tinyseed.shapes import Indices
+if TYPE_CHECKING:
+    from tinyseed.evaluation import features, neighbors, resume, splits
+    from tinyseed.models import encoder as models
+else:
+    features, neighbors, resume, splits, models = lazy(
+        "tinyseed.evaluation.features",
+        "tinyseed.evaluation.neighbors",
+        "tinyseed.evaluation.resume",
+        "tinyseed.evaluation.splits",
+        "tinyseed.models.encoder",
+    )
 
-VOTE_NUMBERS = 1 << 22
-"""Votes [n, classes] held at once: 32 MB."""
+USUAL_K = (10, 20, 200)
 
-
-@dataclass(frozen=True)
-class KnnResult:
-    """How often the neighbours' vote told the class.
-
-    Attributes:
-        k: neighbours that voted.
-        top1: share of the tested images whose class got the most votes, 0 to 1.
-        top5: share whose class was among the five with the most votes, and had a vote at all.
-        tested: labelled test images.
-        voters: labelled train images.
-        unlabelled: images left out on either side for want of a label.
-        absent: tested images of a class that no train image has; they count as wrong.
-    """
-
-    k: int
-    top1: float
-    top5: float
-    tested: int
-    voters: int
-    unlabelled: int
-    absent: int
+Weighting = Literal["weighted", "majority", "both"]
 
 
-def knn(
-    train: Float[Tensor, "m f"],
-    train_labels: Int64[Tensor, " m"],
-    test: Float[Tensor, "n f"],
-    test_labels: Int64[Tensor, " n"],
-    *,
-    k: Sequence[int] = (10, 20, 200),
-    temperature: float = 0.07,
-    weighting: Literal["weighted", "majority"] = "weighted",
-    leave_one_out: bool = False,
-) -> tuple[KnnResult, ...]:
-    """Classify test images by the labels of their nearest train images.
+@dataclass(frozen=True, kw_only=True)
+class KnnSettings(ModelEvaluationSettings):
+    """Settings of `tinyseed evaluate knn`."""
 
-    Args:
-        train: features whose labels vote, any scale, any device; similarities are float32 cosines.
-        train_labels: classes from 0 on, -1 for unlabelled images.
-        test: features to classify, of the same model.
-        test_labels: classes in the numbering of `train_labels` (see `align_labels`), -1 for unlabelled.
-        k: neighbours that vote; several numbers share one search.
-        temperature: a neighbour of similarity s votes with weight exp(s / temperature) ("weighted").
-        weighting: "weighted", or "majority": one vote each.
-        leave_one_out: `test` is `train`, and no image is its own neighbour.
+    k: tuple[int, ...] = ()
+    """Numbers of neighbors that vote; by default those of 10, 20 and 200 that the training images suffice for."""
+    weighting: Weighting = "weighted"
+    """Weight of a vote: weighted: exp(cosine similarity / 0.07); majority: 1; both: report either."""
+    bank_precision: BankPrecision = "auto"
+    """Bits per number of the features that are kept; auto: 32, but 16 where that would take more than 4 GiB."""
 
-    Returns:
-        A result for each number of `k`, in their order.
+    def check(self) -> None:
+        """Refuse settings that are out of range."""
+        super().check()
+        for number in self.k:
+            at_least(1, k=number)
+
+
+def measure(
+    encoder: "models.Encoder", splits: "splits.Splits", settings: KnnSettings, resume: "resume.Resume"
+) -> Measurement:
+    """k-NN metrics in per cent, a row for each weighting and k.
 
     Raises:
-        InputError: no labels on one side (`--train-data`, `--test-data`), a single class to vote for, or
-            fewer labelled train images than `--k`.
-        RunError: features that are no finite numbers.
-
-    Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018,
-        section 3.4 (weights exp(s/0.07), k 200).
+        InputError: there are fewer images than neighbors.
     """
-    if leave_one_out and len(train) != len(test):
-        raise ValueError(
-            f"leave_one_out needs test to be train; {len(test)} and {len(train)} images were given"
-        )
-    voters, voter_labels = _labelled(train, train_labels)
-    tested, tested_labels = _labelled(test, test_labels)
-    _refuse(k, voter_labels, tested_labels, leave_one_out=leave_one_out)
-    neighbours = nearest(tested, voters, max(k), exclude_self=leave_one_out)
-    counts = {
-        "tested": len(tested),
-        "voters": len(voters),
-        "unlabelled": len(train) - len(voters) + (0 if leave_one_out else len(test) - len(tested)),
-        "absent": int((~torch.isin(tested_labels, voter_labels)).sum()),
-    }
-    results = []
-    for number in k:
-        first = Neighbours(neighbours.similarities[:, :number].cpu(), neighbours.positions[:, :number].cpu())
-        ranked = vote(first, voter_labels, temperature=temperature, weighting=weighting)
-        right = ranked == tested_labels[:, None]
-        top1, top5 = float(right[:, 0].double().mean()), float(right.any(1).double().mean())
-        results.append(KnnResult(number, top1, top5, **counts))
-    return tuple(results)
-
-
-def _labelled(
-    features: Float[Tensor, "n f"], labels: Indices
-) -> tuple[Float[Tensor, "m f"], Int64[Tensor, " m"]]:
-    kept = labels >= 0
-    if bool(kept.all()):  # the usual case: a large bank is not copied
-        return features, labels.cpu()
-    return features[kept.to(features.device)], labels[kept].cpu()
-
-
-def _refuse(k: Sequence[int], voters: Tensor, tested: Tensor, *, leave_one_out: bool) -> None:
-    labels_needed = (
-        "k-NN needs labels; give a folder with a sub-folder for each class, or Parquet with a label column"
+    measured = measure_knn(
+        encoder,
+        splits,
+        k=settings.k,
+        weighting=settings.weighting,
+        workers=settings.workers,
+        precision=settings.bank_precision,
     )
-    if len(voters) == 0:
-        raise InputError("--train-data", "no labelled image", labels_needed)
-    if len(tested) == 0:
-        raise InputError("--test-data", "no labelled image", labels_needed)
-    if bool((voters == voters[0]).all()):
-        raise InputError("--train-data", "a single class", "give images of at least two classes")
-    if not k or min(k) < 1:
-        raise InputError("--k", min(k, default=""), "give a number of at least 1")
-    most = len(voters) - leave_one_out
-    if max(k) > most:
-        raise InputError("--k", max(k), f"there are {most} labelled images to vote; give at most that many")
+    note = "leave-one-out: train and test are the same images, and no image votes for itself"
+    return Measurement(measured.metrics, (note,) if splits.same else (), measured.unreadable)
 
 
-def vote(
-    neighbours: Neighbours,
-    labels: Int64[Tensor, " m"],
+def measure_knn(
+    encoder: "models.Encoder",
+    splits: "splits.Splits",
     *,
-    temperature: float = 0.07,
-    weighting: Literal["weighted", "majority"] = "weighted",
-    ranks: int = 5,
-) -> Int64[Tensor, "n ranks"]:
-    """Classes by votes, most votes first; -1 where no further class got a vote.
-
-    Of classes with equal votes the one that holds the nearest neighbour comes first. Sums are float64 on the
-    CPU in a fixed order, so the same neighbours always elect the same class.
-
-    Args:
-        neighbours: nearest first, on the CPU.
-        labels: class of each image of the bank, from 0 on.
-        temperature: see `knn`.
-        weighting: see `knn`.
-        ranks: how many classes to tell.
-    """
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}; it has to be above 0")
-    voted = labels[neighbours.positions]
-    similarities = neighbours.similarities.double()
-    nearest_one = similarities[
-        :, :1
-    ]  # a factor that all votes of a row share keeps exp() in range at any temperature
-    weights = (
-        torch.ones_like(similarities)
-        if weighting == "majority"
-        else ((similarities - nearest_one) / temperature).exp()
-    )
-    classes = int(labels.max()) + 1
-    block = max(1, VOTE_NUMBERS // classes)
-    blocks = zip(voted.split(block), weights.split(block), strict=True)
-    return torch.cat([_elect(*votes, classes, ranks) for votes in blocks])
+    k: tuple[int, ...] = (),
+    weighting: Weighting = "weighted",
+    workers: int = 0,
+    precision: BankPrecision = "auto",
+) -> Measurement:
+    """See `measure`; where both splits are the same images, no image votes for itself."""
+    bank, tested = features.embed_splits(encoder, splits, workers=workers, precision=precision)
+    voters = len(bank.labels) - splits.same
+    usual = tuple(number for number in USUAL_K if number <= max(voters, USUAL_K[0]))
+    rows = []
+    for way in ("weighted", "majority") if weighting == "both" else (weighting,):
+        with argument(train_labels="train_data", test_labels="test_data"):
+            results = neighbors.knn(
+                bank.features,
+                bank.labels,
+                tested.features.to(features.device()),
+                tested.labels,
+                k=k or usual,
+                weighting=way,
+                leave_one_out=splits.same,
+            )
+        rows += [
+            {"k": result.k, "weighting": way, "top1": 100 * result.top1, "top5": 100 * result.top5}
+            for result in results
+        ]
+    return Measurement(tuple(rows), unreadable=bank.unreadable + (0 if splits.same else tested.unreadable))
 
 
-def _elect(
-    voted: Int64[Tensor, "n k"], weights: Float[Tensor, "n k"], classes: int, ranks: int
-) -> Int64[Tensor, "n ranks"]:
-    sums = torch.zeros(len(voted), classes, dtype=weights.dtype).scatter_add_(1, voted, weights)
-    standing = sums.gather(1, voted)  # each neighbour shows what its class has got
-    ranked = []
-    for _ in range(ranks):
-        most, first = (
-            standing.max(1)[0],
-            standing.argmax(1, keepdim=True),
-        )  # argmax: the first, so the nearest, of equals
-        winner = voted.gather(1, first)
-        ranked.append(torch.where(most < 0, -1, winner[:, 0]))
-        standing = standing.masked_fill(voted == winner, -1.0)
-    return torch.stack(ranked, 1)
-
-
-def align_labels(
-    train_classes: Sequence[str], test_classes: Sequence[str], test_labels: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Test labels in the numbering of the train classes, matched by name.
-
-    A class that the train data does not have gets a number beyond theirs, which no vote can hit; -1 stays -1.
-
-    >>> align_labels(("cat", "dog"), ("dog", "emu"), np.array([0, 1, -1]))
-    array([ 1,  3, -1])
-    """
-    numbers = {name: number for number, name in enumerate(train_classes)}
-    beyond = len(train_classes)
-    renumbered = [numbers.get(name, beyond + number) for number, name in enumerate(test_classes)]
-    return np.array([*renumbered, -1], np.int64)[test_labels]  # label -1 reads the last entry
+SPEC = EvaluationSpec(
+    name="knn",
+    settings=KnnSettings,
+    measure=measure,
+    about="Weighted k-NN on frozen features: how well do an image's labeled neighbors predict its class?",
+    example="tinyseed evaluate knn --model runs/small --train-data train/ --test-data test/",
+)

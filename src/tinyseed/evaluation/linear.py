@@ -1,175 +1,160 @@
-"""`evaluate linear`: how well a linear layer on frozen features tells the class. Imports this room.
+"""`tinyseed evaluate linear`: a linear probe on frozen features.
 
-Two protocols: "fast" solves logistic regression on features of the centre crop, exactly; "moco" trains as MoCo did.
+There are two protocols: "fast" solves logistic regression on features of the center crop, exactly; "moco" trains with
+SGD on random crops as MoCo did.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
-from tinyseed.errors import InputError
-from tinyseed.evaluation import reporting
-from tinyseed.evaluation.bank import Photos, Precision, embed_side
-from tinyseed.evaluation.classifier import Recipe, TrainedConfig, fit_classifier, measure_classifier
-from tinyseed.evaluation.common import (
-    EvaluateConfig,
-    Sides,
+from tinyseed.evaluation.base import EvaluationSpec, Measurement
+from tinyseed.lazy import lazy
+from tinyseed.settings.evaluation import (
+    BankPrecision,
+    ModelEvaluationSettings,
+    TrainingSettings,
     at_least,
-    check,
-    model_digest,
-    open_model,
-    open_sides,
+    positive,
 )
-from tinyseed.evaluation.figures import over_seeds
-from tinyseed.evaluation.probe import L2_GRID, probe, solver_notes
-from tinyseed.evaluation.reporting import Clock, Report
-from tinyseed.evaluation.state import Figures, State
-from tinyseed.models.encoder import Encoder
+
+if TYPE_CHECKING:
+    from tinyseed.evaluation import classifier, features, logistic, metrics, resume, splits
+    from tinyseed.models import encoder as models
+else:
+    classifier, features, logistic, metrics, resume, splits, models = lazy(
+        "tinyseed.evaluation.classifier",
+        "tinyseed.evaluation.features",
+        "tinyseed.evaluation.logistic",
+        "tinyseed.evaluation.metrics",
+        "tinyseed.evaluation.resume",
+        "tinyseed.evaluation.splits",
+        "tinyseed.models.encoder",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearConfig(TrainedConfig, EvaluateConfig):
-    """`tinyseed evaluate linear`."""
+class LinearSettings(TrainingSettings, ModelEvaluationSettings):
+    """Settings of `tinyseed evaluate linear`."""
 
     protocol: Literal["fast", "moco"] = "fast"
-    """fast: logistic regression on features of the centre crop, L2 chosen on 10 % of the training images;
-    moco: SGD on random crops, as MoCo has it."""
+    """fast: logistic regression on features of the center crop, with L2 chosen on 10 % of the training images;
+    moco: SGD on random crops, as in MoCo."""
     seeds: int = 1
-    """Runs, with seeds from --seed on; from two on the standard deviation is told."""
+    """Number of runs, with seeds from --seed on; with two or more, standard deviations are reported."""
     l2: tuple[float, ...] = ()
-    """fast: strengths of L2 to choose from, for standardised features (default 1e-5 to 1)."""
-    bank_precision: Precision = "auto"
-    """fast: bits of the features kept; auto: 16 where 32 would take more than 4 GiB."""
+    """fast: L2 strengths to choose from, for standardized features (default: 1e-5 to 1)."""
+    bank_precision: BankPrecision = "auto"
+    """fast: bits per number of the features that are kept; auto: 32, but 16 where that would take more than 4 GiB."""
     epochs: int = 100
-    """moco: passes over the training images; the learning rate falls to a tenth at 60 % and at 80 % of them."""
+    """moco: passes over the training images; the learning rate is divided by 10 after 60 % and 80 % of them."""
     batch_size: int = 256
-    """moco: images a step."""
+    """moco: images per step."""
     lr: float = 30.0
-    """moco: learning rate for a batch of 256; scaled linearly with the batch size."""
+    """moco: learning rate for a batch size of 256; it is scaled linearly with the batch size."""
+
+    def check(self) -> None:
+        """Refuse settings that are out of range."""
+        super().check()
+        at_least(1, seeds=self.seeds, epochs=self.epochs, batch_size=self.batch_size)
+        at_least(0, lr=self.lr)
+        positive(l2=self.l2)
+
+    @property
+    def all_seeds(self) -> range:
+        """The seed of each run."""
+        return range(self.seed, self.seed + self.seeds)
 
 
-def run(config: LinearConfig) -> Report:
-    """Measure a linear probe, write evaluate-linear.json.
-
-    Raises:
-        InputError: a setting, path or model is wrong, or labels are missing.
-    """
-    clock = Clock()
-    _check(config)
-    sides = open_sides(config)
-    encoder = open_model(config.model, config.image_size, arch=config.model_arch)
-    state = State(
-        "linear", _decisive(config), model_digest(encoder), sides.train.fingerprint, sides.test.fingerprint
-    )
-    if config.protocol == "fast":
-        row, unreadable = measure_linear(
+def measure(
+    encoder: "models.Encoder", splits: "splits.Splits", settings: LinearSettings, resume: "resume.Resume"
+) -> Measurement:
+    """Metrics of a linear probe in per cent, as one row."""
+    notes: tuple[str, ...] = ()
+    if settings.protocol == "fast":
+        measured = measure_probe(
             encoder,
-            sides,
-            l2=config.l2 or L2_GRID,
-            seeds=range(config.seed, config.seed + config.seeds),
-            workers=config.workers,
-            precision=config.bank_precision,
+            splits,
+            l2=settings.l2,
+            seeds=settings.all_seeds,
+            workers=settings.workers,
+            precision=settings.bank_precision,
         )
+        if settings.seeds > 1:
+            notes = ("the fast protocol's solver is exact: the seeds change the validation images only",)
     else:
-        row, unreadable = _moco(config, encoder, sides, state)
-    notes = [*sides.model_may_see(), *solver_notes(row)]
-    if config.protocol == "fast" and config.seeds > 1:
-        notes.append("the fast protocol's solver is exact: the seeds change the validation part alone")
-    made = reporting.report(
-        "linear",
-        config,
-        sides,
-        [{"protocol": config.protocol, **row}],
-        model=config.model,
-        encoder=encoder,
-        clock=clock,
-        notes=notes,
-        unreadable=unreadable,
-    )
-    state.clear()
-    return made
+        measured = _measure_sgd(encoder, splits, settings, resume)
+    row = {"protocol": settings.protocol, **measured.row}
+    return Measurement((row,), (*splits.training_notes, *measured.notes, *notes), measured.unreadable)
 
 
-def measure_linear(
-    encoder: Encoder,
-    sides: Sides,
+def measure_probe(
+    encoder: "models.Encoder",
+    splits: "splits.Splits",
     *,
-    l2: tuple[float, ...] = L2_GRID,
+    l2: tuple[float, ...] = (),
     seeds: range = range(1),
     workers: int = 0,
-    precision: Precision = "auto",
-) -> tuple[Figures, int]:
-    """The fast protocol's figures, and how many images could not be read."""
-    train, test = embed_sides(encoder, sides, workers=workers, precision=precision)
-    runs = [probe(train, test, len(sides.classes), l2=l2, seed=seed) for seed in seeds]
-    shares = over_seeds([{name: one[name] for name in ("top1", "top5", "mean_per_class")} for one in runs])
-    chosen = [one["l2"] for one in runs]
-    return (
-        {
-            **shares,
-            "l2": chosen[0] if len(set(chosen)) == 1 else " ".join(f"{value:g}" for value in chosen),
-            "seeds": len(runs),
-            "converged": all(one["converged"] for one in runs),
-        },
-        train.unreadable + test.unreadable,
-    )
+    precision: BankPrecision = "auto",
+) -> Measurement:
+    """The fast protocol."""
+    train, test = features.embed_splits(encoder, splits, workers=workers, precision=precision)
+    runs = [
+        logistic.probe(train, test, len(splits.classes), l2=l2 or logistic.L2_GRID, seed=seed)
+        for seed in seeds
+    ]
+    chosen = [run["l2"] for run in runs]
+    row = {
+        **metrics.over_seeds(
+            [{name: run[name] for name in ("top1", "top5", "mean_per_class")} for run in runs]
+        ),
+        "l2": chosen[0] if len(set(chosen)) == 1 else " ".join(f"{value:g}" for value in chosen),
+        "seeds": len(runs),
+        "converged": all(run["converged"] for run in runs),
+    }
+    return Measurement((row,), logistic.solver_notes(row), train.unreadable + test.unreadable)
 
 
-def embed_sides(
-    encoder: Encoder, sides: Sides, *, workers: int, precision: Precision = "auto"
-) -> tuple[Photos, Photos]:
-    """Features of both sides."""
-    train = embed_side(encoder, sides.train, workers=workers, precision=precision, title="training images")
-    if sides.same:
-        return train, train
-    return train, embed_side(encoder, sides.test, workers=workers, precision=precision, title="test images")
-
-
-def _moco(config: LinearConfig, encoder: Encoder, sides: Sides, state: State) -> tuple[Figures, int]:
-    """MoCo's protocol: a frozen trunk, SGD without weight decay, random crops and mirror images.
+def _measure_sgd(
+    encoder: "models.Encoder", splits: "splits.Splits", settings: LinearSettings, resume: "resume.Resume"
+) -> Measurement:
+    """MoCo's protocol: a frozen backbone, SGD without weight decay, random crops and mirror images.
 
     Source: He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020, section 4.1;
         the authors' main_lincls.py (lr 30 for a batch of 256, 100 epochs, a tenth at 60 and 80).
     Differs: the last epoch is measured, not the best one on the test images; an incomplete last batch is dropped.
     """
-    batch = min(config.batch_size, len(sides.train))
-    recipe = Recipe(config.epochs, batch, None, config.lr, decay=(0.6, 0.8))
-    unreadable = 0
+    batch = min(settings.batch_size, len(splits.train))
+    recipe = classifier.Recipe(settings.epochs, batch, None, settings.lr, decay=(0.6, 0.8))
 
-    def one(seed: int) -> Figures:
-        model = fit_classifier(
+    def run(seed: int) -> Measurement:
+        return classifier.fit_and_measure(
             encoder,
-            sides.train,
-            len(sides.classes),
+            splits.train,
+            splits.test,
             recipe,
+            settings,
+            classes=len(splits.classes),
             seed=seed,
-            workers=config.workers,
-            checkpoint=state.path(f"{seed}.ckpt"),
+            checkpoint=resume.path(f"{seed}.ckpt"),
             title=f"linear layer, seed {seed}",
-            precision=config.precision,
         )
-        figures, missing = measure_classifier(model, sides.test, workers=config.workers)
-        return figures | {"unreadable": missing}
 
-    runs = [
-        state.remember(str(seed), lambda seed=seed: one(seed))
-        for seed in range(config.seed, config.seed + config.seeds)
-    ]
-    unreadable = max(run.pop("unreadable") for run in runs)
-    told = {"epochs": config.epochs, "batch_size": batch, "lr": config.lr * batch / 256, "seeds": len(runs)}
-    return over_seeds(runs) | told, unreadable
-
-
-def _decisive(config: LinearConfig) -> str:
-    """The settings that change what MoCo's protocol does."""
-    return f"{config.protocol} {config.epochs} {config.batch_size} {config.lr} {config.precision}"
+    runs = [resume.remember(str(seed), partial(run, seed)) for seed in settings.all_seeds]
+    row = {
+        **metrics.over_seeds([run.row for run in runs]),
+        "epochs": settings.epochs,
+        "batch_size": batch,
+        "lr": settings.lr * batch / classifier.REFERENCE_BATCH,
+        "seeds": len(runs),
+    }
+    return Measurement((row,), unreadable=max(run.unreadable for run in runs))
 
 
-def _check(config: LinearConfig) -> None:
-    check(config)
-    at_least("--seeds", config.seeds, 1)
-    at_least("--epochs", config.epochs, 1)
-    at_least("--batch-size", config.batch_size, 1)
-    at_least("--lr", config.lr, 0)
-    for strength in config.l2:
-        if not strength > 0:
-            raise InputError("--l2", strength, "give a number above 0")
+SPEC = EvaluationSpec(
+    name="linear",
+    settings=LinearSettings,
+    measure=measure,
+    about="Linear probe: how well does a linear layer on frozen features predict the class?",
+    example="tinyseed evaluate linear --model runs/small --train-data train/ --test-data test/",
+)

@@ -1,205 +1,192 @@
-"""`evaluate retention`: the page a manager reads. How much of the teacher the student keeps, and at what cost.
+"""`tinyseed evaluate retention`: how much of the teacher the student keeps, and at what cost.
 
-Random weights, the student alone (where given), the student and the teacher, measured by the same code on the same
-images. Imports this room and models.
+Random init, the baseline (if given), the student and the teacher are measured by the same code on the same images.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from tinyseed.evaluation import reporting
-from tinyseed.evaluation.command import measure_knn
-from tinyseed.evaluation.common import (
-    DataConfig,
-    Sides,
-    at_least,
-    check,
-    model_digest,
-    open_model,
-    open_sides,
-)
-from tinyseed.evaluation.cost import cost
-from tinyseed.evaluation.linear import measure_linear
-from tinyseed.evaluation.probe import solver_notes
-from tinyseed.evaluation.reporting import Clock, Report, markdown_table, text_table
-from tinyseed.evaluation.semi import Few, Tuning, check_tuning, few_labels, measure_semi, semi_state
-from tinyseed.evaluation.state import Figures, State
-from tinyseed.evaluation.subset import save_subset
-from tinyseed.models.encoder import Encoder
-from tinyseed.models.teacher import RANDOM, load_model
-from tinyseed.models.weights import write_atomically
+from tinyseed.errors import argument
+from tinyseed.evaluation import knn, linear, semi
+from tinyseed.evaluation.base import EvaluationSpec, Measured, Measurement, Metrics, Subject, merge
+from tinyseed.lazy import lazy
+from tinyseed.settings.evaluation import at_least
 
-NEIGHBOURS = 10
+if TYPE_CHECKING:
+    from tinyseed.evaluation import cost, report, resume, run, splits
+    from tinyseed.models import encoder as models
+    from tinyseed.models import teacher as loading
+else:
+    cost, report, resume, run, splits, models, loading = lazy(
+        "tinyseed.evaluation.cost",
+        "tinyseed.evaluation.report",
+        "tinyseed.evaluation.resume",
+        "tinyseed.evaluation.run",
+        "tinyseed.evaluation.splits",
+        "tinyseed.models.encoder",
+        "tinyseed.models.teacher",
+    )
+
+NEIGHBORS = 10
+
+TITLES = {"random": "random init", "alone": "baseline", "student": "student", "teacher": "teacher"}
+"""Titles of the roles, which are as in the JSON."""
 
 COSTS = {
     "parameters": "parameters",
     "gmacs": "G multiply-adds",
-    "latency_ms": "CPU ms an image",
+    "latency_ms": "CPU ms per image",
     "file_mb": "file MB",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetentionConfig(Tuning, DataConfig):
-    """`tinyseed evaluate retention`."""
+class RetentionSettings(semi.FineTuneSettings):
+    """Settings of `tinyseed evaluate retention`."""
 
     student: str
     """The small model: a run folder, an exported file, or a backbone's name."""
     teacher: str
-    """The big model that it has learned from."""
-    alone: str | None = None
-    """The student's backbone, trained without a teacher, to compare with."""
+    """The large model that the student was trained to reproduce."""
+    baseline: str | None = field(default=None, metadata={"alias": "alone"})
+    """The student's backbone trained without a teacher, to compare with."""
     threads: int = 1
-    """Processor threads for the time an image takes."""
+    """Number of processor threads for measuring the time per image."""
     quick: bool = False
-    """Leave out the fine-tuning on few labels, which takes longest."""
+    """Leave out fine-tuning on few labels, which takes longest."""
+
+    def check(self) -> None:
+        """Refuse settings that are out of range."""
+        super().check()
+        at_least(1, threads=self.threads)
 
 
-@dataclass(frozen=True)
-class Contestant:
-    """One of the models that are compared."""
+def subjects(settings: RetentionSettings) -> tuple[Subject, ...]:
+    """Random init, the baseline if there is one, the student and the teacher, in this order."""
+    student = _open("student", settings.student, settings)
+    teacher = _open("teacher", settings.teacher, settings)
+    fresh = random_init(student.encoder, settings.seed)
+    random = Subject("random", loading.RANDOM + student.encoder.backbone.name, fresh)
+    if settings.baseline is None:
+        return (random, student, teacher)
+    with argument("baseline", alone="baseline"):
+        baseline = _open("alone", settings.baseline, settings)
+    return (random, baseline, student, teacher)
 
-    role: str
-    spec: str
-    encoder: Encoder
+
+def _open(role: str, name: str, settings: RetentionSettings) -> Subject:
+    with argument(role, model=role):
+        encoder = run.open_model(name, settings.image_size, round_size=role == "teacher")
+    return Subject(role, name, encoder)
 
 
-def run(config: RetentionConfig) -> Report:
-    """Measure all models on the same images, write evaluate-retention.json and retention.md.
-
-    Raises:
-        InputError: a setting, path or model is wrong, or labels are missing.
-    """
-    clock = Clock()
-    check(config)
-    check_tuning(config)
-    at_least("--threads", config.threads, 1)
-    sides = open_sides(config)
-    models = _contestants(config)
-    digests = [model_digest(model.encoder) for model in models]
-    subsets = [] if config.quick else [few_labels(sides.train, part, config.seed) for part in config.fraction]
-    learned = (config.epochs, config.batch_size, config.lr, config.lr_head, config.precision)
-    settings = (config.fraction, *learned, config.seed)
-    state = State(
-        "retention", settings, config.threads, digests, sides.train.fingerprint, sides.test.fingerprint
+def random_init(encoder: "models.Encoder", seed: int) -> "models.Encoder":
+    """The same network with fresh weights and the same input contract."""
+    build = encoder.backbone.build
+    fresh = loading.load_model(
+        loading.RANDOM + build.name, small_stem=build.small_stem, image_size=build.built_size, seed=seed
     )
-    folder = reporting.folder_for(config, config.student)
-    if folder is not None:
-        for few in subsets:
-            save_subset(sides.train, few.places, folder / f"semi-subset-{few.name}.txt")
-    rows, notes = [], [*sides.model_may_see()]
-    for model in models:
-        row, told = _measure(model, sides, subsets, config, state)
-        rows.append(row)
-        notes += told
-    unreadable = max(row.pop("unreadable") for row in rows)
-    _add_shares(rows)
-    made = reporting.report(
-        "retention",
-        config,
-        sides,
-        rows,
-        model=config.student,
-        encoder=models[-2].encoder,
-        clock=clock,
-        notes=[*notes, *_reading(rows)],
-        unreadable=unreadable,
+    fresh.backbone.input = encoder.input
+    return fresh
+
+
+def measure(
+    encoder: "models.Encoder", splits: "splits.Splits", settings: RetentionSettings, resume: "resume.Resume"
+) -> Measurement:
+    """k-NN, linear probe, cost and fine-tuning of one model, as one row."""
+    k, seeds = min(NEIGHBORS, len(splits.train) - splits.same), range(settings.seed, settings.seed + 1)
+    subsets = [] if settings.quick else semi.chosen_subsets(splits, settings)
+    measures = {
+        "knn": lambda: knn.measure_knn(encoder, splits, k=(k,), workers=settings.workers),
+        "linear": lambda: linear.measure_probe(encoder, splits, seeds=seeds, workers=settings.workers),
+        "cost": lambda: Measurement((dataclasses.asdict(cost.cost(encoder, threads=settings.threads)),)),
+    }
+    measured = {name: resume.remember(name, compute) for name, compute in measures.items()}
+    for subset in subsets:
+        measured[f"semi_{subset.name}"] = semi.measure_subset(encoder, splits, subset, settings, resume)
+    row: Metrics = {}
+    for name, part in measured.items():
+        row |= part.row if name == "cost" else {f"{name}_top1": part.row["top1"]}
+    return Measurement(
+        (row,),
+        (*splits.training_notes, *(note for part in measured.values() for note in part.notes)),
+        max(part.unreadable for part in measured.values()),
+        semi.subset_files(splits, subsets),
     )
-    if folder is not None:
-        page = "\n".join(_page(made, config))
-        reporting.write(made, folder, page)
-        write_atomically(
-            folder / "retention.md", lambda unfinished: unfinished.write_text(page + "\n", encoding="utf-8")
-        )
-    state.clear()
-    for model, few in itertools.product(models, subsets):
-        semi_state(model.encoder, sides, few, config, config.seed).clear()
-    return made
 
 
-def _contestants(config: RetentionConfig) -> list[Contestant]:
-    """Random weights, the student alone, the student, the teacher; those that there are, in this order."""
-    student = open_model(config.student, config.image_size, field="--student")
-    teacher = open_model(config.teacher, config.image_size, field="--teacher", round_size=True)
-    models = [Contestant("random", RANDOM + student.backbone.name, random_twin(student, config.seed))]
-    if config.alone is not None:
-        alone = open_model(config.alone, config.image_size, field="--alone")
-        models.append(Contestant("alone", config.alone, alone))
-    return [
-        *models,
-        Contestant("student", config.student, student),
-        Contestant("teacher", config.teacher, teacher),
-    ]
-
-
-def random_twin(student: Encoder, seed: int) -> Encoder:
-    """The student's network with random weights, which sees images as the student does."""
-    build = student.backbone.build
-    twin = load_model(
-        RANDOM + build.name,
-        small_stem=build.small_stem,
-        image_size=build.built_size,
-        seed=seed,
-        field="--student",
-    )
-    twin.backbone.input = student.input
-    return twin
-
-
-def _measure(
-    model: Contestant, sides: Sides, subsets: Sequence[Few], config: RetentionConfig, state: State
-) -> tuple[Figures, list[str]]:
-    """One model's row, and what has to be said about it; finished parts of a stopped evaluation are taken over."""
-    encoder, workers = model.encoder, config.workers
-
-    def neighbours() -> Figures:
-        k = min(NEIGHBOURS, len(sides.train) - sides.same)
-        (found,), unreadable = measure_knn(encoder, sides, k=(k,), workers=workers)
-        return {"knn_top1": found["top1"], "unreadable": unreadable}
-
-    def linear() -> Figures:
-        found, _ = measure_linear(encoder, sides, seeds=range(config.seed, config.seed + 1), workers=workers)
-        return {"linear_top1": found["top1"], "converged": found["converged"]}
-
-    def costs() -> Figures:
-        return dataclasses.asdict(cost(encoder, threads=config.threads))
-
-    row: Figures = {"role": model.role, "model": model.spec, "backbone": encoder.backbone.name}
-    row["image_size"] = encoder.input.size
-    for name, part in {"knn": neighbours, "linear": linear, "cost": costs}.items():
-        row |= state.remember(f"{model.role}-{name}", part)
-    notes = [f"{model.role}: {note}" for note in solver_notes({"converged": row.pop("converged")})]
-    for few in subsets:
-        found, told = measure_semi(encoder, sides, few, config, seed=config.seed, workers=workers)
-        row[f"semi_{few.name}_top1"] = found["top1"]
-        notes += told
-    return row, notes
-
-
-def _add_shares(rows: list[Figures]) -> None:
-    """Each figure and cost in per cent of the teacher's, under `of_teacher`."""
-    teacher = rows[-1]
+def combine(measured: Measured, settings: RetentionSettings) -> Measurement:
+    """A row per model, with each metric and cost in per cent of the teacher's under `of_teacher`."""
+    rows = []
+    for subject, measurement in measured:
+        encoder = subject.encoder
+        model = {"role": subject.role, "model": subject.name, "backbone": encoder.backbone.name}
+        rows.append({**model, "image_size": encoder.input.size, **measurement.row})
+    teacher = _row(rows, "teacher")
     names = [name for name in teacher if name.endswith("_top1") or name in COSTS]
     for row in rows:
         row["of_teacher"] = {name: 100 * row[name] / teacher[name] for name in names if teacher[name]}
+    merged = merge(measured)
+    return dataclasses.replace(merged, metrics=tuple(rows), notes=(*merged.notes, *_reading(rows)))
 
 
-def _summary(rows: Sequence[Figures]) -> str:
-    """The page's first sentence."""
-    share = rows[-2]["of_teacher"]
+def _row(rows: Sequence[Metrics], role: str) -> Metrics:
+    return next(row for row in rows if row["role"] == role)
+
+
+def _reading(rows: Sequence[Metrics]) -> list[str]:
+    """How to read the columns."""
+    by = " and ".join(dict.fromkeys(row["latency_by"] for row in rows))
+    return [
+        "top-1 in per cent, in brackets as a share of the teacher's; k-NN: 10 neighbors, weighted; linear probe: L2 "
+        "chosen on 10 % of the training images; labels: fine-tuned on this share of them",
+        f"multiply-adds: of one image, FLOPs are twice as many; time: median of single images, {by}",
+    ]
+
+
+def table(made: "report.Report") -> str:
+    """The report for a terminal."""
+    quality, costs = (report.text_table(part(made.results)) for part in (_quality, _costs))
+    notes = [f"  {note}" for note in made.notes]
+    return "\n".join([_summary(made.results), "", *quality, "", *costs, "", *notes])
+
+
+def page(made: "report.Report", settings: RetentionSettings) -> str:
+    """The report as Markdown."""
+    models = f"Student {made.model}, teacher {settings.teacher}"
+    quality, costs = (report.markdown_table(part(made.results)) for part in (_quality, _costs))
+    return "\n".join(
+        [
+            "# Retention report",
+            "",
+            _summary(made.results),
+            "",
+            f"{models}; {report.images_of(made)}; {made.seconds:,.0f} s.",
+            "",
+            *quality,
+            "",
+            *costs,
+            *report.footer(made, settings),
+        ]
+    )
+
+
+def _summary(rows: Sequence[Metrics]) -> str:
+    """The report's first sentence."""
+    share = _row(rows, "student")["of_teacher"]
     kept = [
-        f"{value:.0f} % of the teacher's {_heading(name)}"
-        for name, value in share.items()
-        if name in ("knn_top1", "linear_top1")
+        f"{share[name]:.0f} % of the teacher's {_heading(name)} accuracy"
+        for name in ("knn_top1", "linear_top1")
+        if name in share
     ]
     costs = [
-        f"{share[name]:.0f} % of its {told}"
-        for name, told in (
+        f"{share[name]:.0f} % of its {title}"
+        for name, title in (
             ("parameters", "parameters"),
             ("gmacs", "multiply-adds"),
-            ("latency_ms", "time an image"),
+            ("latency_ms", "time per image"),
         )
         if name in share
     ]
@@ -214,19 +201,17 @@ def _heading(name: str) -> str:
     return {"knn_top1": "k-NN", "linear_top1": "linear probe"}[name]
 
 
-def _quality(rows: Sequence[Figures]) -> tuple[list[str], list[list[str]]]:
-    """Top-1 of each evaluation, and what share of the teacher's that is."""
-    names = [name for name in rows[-1]["of_teacher"] if name not in COSTS]
+def _quality(rows: Sequence[Metrics]) -> "report.Table":
+    """Top-1 of each measure, and which share of the teacher's that is."""
+    names = [name for name in _row(rows, "teacher")["of_teacher"] if name not in COSTS]
     cells = []
     for row in rows:
-        shares = row["of_teacher"]
-        cells.append(
-            [row["role"], row["backbone"], *(f"{row[name]:.1f} ({shares[name]:.0f} %)" for name in names)]
-        )
+        tops = [f"{row[name]:.1f} ({row['of_teacher'][name]:.0f} %)" for name in names]
+        cells.append([TITLES[row["role"]], row["backbone"], *tops])
     return ["model", "backbone", *map(_heading, names)], cells
 
 
-def _costs(rows: Sequence[Figures]) -> tuple[list[str], list[list[str]]]:
+def _costs(rows: Sequence[Metrics]) -> "report.Table":
     cells = [
         [
             row["role"],
@@ -235,40 +220,24 @@ def _costs(rows: Sequence[Figures]) -> tuple[list[str], list[list[str]]]:
             f"{row['latency_ms']:.2f}",
             f"{row['file_mb']:.1f}",
         ]
-        for row in rows
-        if row["role"] in ("student", "teacher")
+        for row in (_row(rows, "student"), _row(rows, "teacher"))
     ]
     return ["model", *COSTS.values()], cells
 
 
-def _reading(rows: Sequence[Figures]) -> list[str]:
-    """How the columns are meant."""
-    by = " and ".join(dict.fromkeys(row["latency_by"] for row in rows))
-    return [
-        "top-1 in per cent, in brackets as a share of the teacher's; k-NN: 10 neighbours, weighted; linear probe: L2 "
-        "chosen on 10 % of the training images; labels: fine-tuned on so many of them",
-        f"multiply-adds: of one image, FLOPs are twice as many; time: median of single images, {by}",
-    ]
-
-
-def table(made: Report) -> str:
-    """The page for a terminal."""
-    lines = [_summary(made.results), "", *text_table(*_quality(made.results)), ""]
-    lines += [*text_table(*_costs(made.results)), "", *(f"  {note}" for note in made.notes)]
-    return "\n".join(lines)
-
-
-def _page(made: Report, config: RetentionConfig) -> list[str]:
-    sides = f"{made.test_images:,} test images, {made.train_images:,} training images, {made.classes} classes"
-    return [
-        "# What the student keeps",
-        "",
-        _summary(made.results),
-        "",
-        f"Student {made.model}, teacher {made.results[-1]['model']}; {sides}; {made.seconds:,.0f} s.",
-        "",
-        *markdown_table(*_quality(made.results)),
-        "",
-        *markdown_table(*_costs(made.results)),
-        *reporting.foot(made, config),
-    ]
+SPEC = EvaluationSpec(
+    name="retention",
+    settings=RetentionSettings,
+    measure=measure,
+    about="Retention: how much of the teacher does the student keep, and what does each cost to run?",
+    example=(
+        "tinyseed evaluate retention --student runs/small --teacher runs/teacher "
+        "--train-data train/ --test-data test/"
+    ),
+    subjects=subjects,
+    combine=combine,
+    main="student",
+    table=table,
+    page=page,
+    page_names=("retention.md",),
+)

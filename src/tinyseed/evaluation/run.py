@@ -9,7 +9,7 @@ import time
 from typing import Any, Literal
 
 from tinyseed.errors import argument
-from tinyseed.evaluation.base import Data, EvaluationSpec, Interrupted, Measured, Measurement, Subject
+from tinyseed.evaluation.base import Data, EvaluationSpec, Interrupted, Measurement, Subject, merge
 from tinyseed.evaluation.features import model_digest
 from tinyseed.evaluation.report import Report, report_folder, settings_json, versions, write_report
 from tinyseed.evaluation.resume import Resume, Stop
@@ -40,7 +40,7 @@ def evaluate(spec: EvaluationSpec, settings: Any, *, stop: Stop = lambda: False)
     began = time.perf_counter()
     settings.check()
     data = (spec.open_data or open_splits)(settings)
-    subjects = (spec.subjects or the_model)(settings)
+    subjects = (spec.subjects or _the_model)(settings)
     resumes = [_resume(spec, settings, data, subject, stop) for subject in subjects]
     try:
         measured = [
@@ -49,7 +49,7 @@ def evaluate(spec: EvaluationSpec, settings: Any, *, stop: Stop = lambda: False)
         ]
     except Interrupted:
         return None
-    combined = (spec.combine or in_order)(measured, settings)
+    combined = spec.combine(measured, settings) if spec.combine else merge(measured)
     (main,) = (subject for subject in subjects if subject.role == spec.main)
     folder = report_folder(settings, main.name)
     report = _report(spec, settings, data, main, combined, written=folder is not None, began=began)
@@ -102,7 +102,7 @@ def _report(
     return spec.report(report, data, settings) if spec.report else report
 
 
-def the_model(settings: ModelEvaluationSettings) -> tuple[Subject, ...]:
+def _the_model(settings: ModelEvaluationSettings) -> tuple[Subject, ...]:
     """The model in `model`, as the only subject of an evaluation."""
     with argument("model", arch="model_arch"):
         encoder = open_model(settings.model, settings.image_size, arch=settings.model_arch)
@@ -128,25 +128,3 @@ def open_model(
     if size is not None and not round_size:
         encoder.backbone.input = dataclasses.replace(encoder.input, size=size)
     return encoder
-
-
-def in_order(measured: Measured, settings: EvaluationSettings) -> Measurement:
-    """The rows of all models one after another; a note on some of several models begins with their roles."""
-    return Measurement(
-        tuple(row for _, measurement in measured for row in measurement.metrics),
-        merged_notes(measured),
-        max(measurement.unreadable for _, measurement in measured),
-        {name: text for _, measurement in measured for name, text in measurement.files.items()},
-    )
-
-
-def merged_notes(measured: Measured) -> tuple[str, ...]:
-    """Each note once; in front of those that are not on all models, the roles of the models that they are on."""
-    notes: dict[str, list[str]] = {}
-    for subject, measurement in measured:
-        for note in measurement.notes:
-            notes.setdefault(note, []).append(subject.role)
-    return tuple(
-        note if len(roles) == len(measured) else f"{', '.join(roles)}: {note}"
-        for note, roles in notes.items()
-    )

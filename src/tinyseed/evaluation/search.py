@@ -1,9 +1,9 @@
-"""The nearest images of a bank, exactly. Imports errors, precision and shapes; faiss where it is installed and faster.
+"""The nearest images of a bank, exactly.
 
 Three ways with the same result. The exhaustive one multiplies tiles and takes the largest of each. The scan, for large
-banks on the CPU, first learns from a sixteenth of the bank above which similarity a query's neighbours will lie, then
+banks on the CPU, first learns from a sixteenth of the bank above which similarity a query's neighbors will lie, then
 collects only what is above it; so nearly all the time goes to the matrix product. Where the processor multiplies
-bfloat16 itself the scan does so, at twice the speed: the rounding errors have a bound, whatever might be a neighbour
+bfloat16 itself the scan does so, at twice the speed: the rounding errors have a bound, whatever might be a neighbor
 within it is computed again in float32, and a query whose bound does not hold goes the exhaustive way. On other
 processors faiss' flat index is faster than the scan (docs/performance.md), and is taken where it is installed.
 """
@@ -34,7 +34,7 @@ SCAN_FROM = 32_768
 """Smaller banks are searched exhaustively: their sixteenth says too little."""
 
 SCAN_UP_TO = 1024
-"""More neighbours are searched exhaustively: collecting them takes memory."""
+"""More neighbors are searched exhaustively: collecting them takes memory."""
 
 PART = 256
 """Rows of a bank that are made ready at once: 2 MB at 2,048 numbers a row."""
@@ -52,7 +52,7 @@ KEPT_BYTES = 1 << 30
 """A bank that is larger than this in unit rows is made anew for each block of queries."""
 
 
-class Neighbours(NamedTuple):
+class Neighbors(NamedTuple):
     """The nearest images of a bank, nearest first."""
 
     similarities: Float[Tensor, "n k"]
@@ -64,7 +64,7 @@ class Neighbours(NamedTuple):
 @torch.no_grad()
 def nearest(
     queries: Float[Tensor, "n f"], bank: Float[Tensor, "m f"], count: int, *, exclude_self: bool = False
-) -> Neighbours:
+) -> Neighbors:
     """The `count` images of a bank with the highest cosine similarity to each query, nearest first.
 
     Exact, on the device of the queries; memory stays bounded by tiles of similarities. Similarities are float32's and
@@ -74,15 +74,15 @@ def nearest(
     Args:
         queries: features, any scale.
         bank: features to look among.
-        count: neighbours a query.
-        exclude_self: the queries are the bank, and an image is no neighbour of itself.
+        count: neighbors per query.
+        exclude_self: the queries are the bank, and an image does not count as its own neighbor.
 
     Raises:
         ValueError: the bank holds fewer images than are asked for.
-        RunError: features that are no finite numbers.
+        RunError: features that are not finite.
     """
     if not 1 <= count <= len(bank) - exclude_self:
-        raise ValueError(f"{count} neighbours asked for among {len(bank) - exclude_self}")
+        raise ValueError(f"{count} neighbors asked for among {len(bank) - exclude_self}")
     if not (_finite(queries) and _finite(bank)):
         raise RunError(
             "the features hold numbers that are NaN or infinite: the model that made them has diverged"
@@ -112,7 +112,7 @@ def has_faiss() -> bool:
 
 def _by_faiss(
     queries: Float[Tensor, "n f"], bank: Float[Tensor, "m f"], count: int, own: Indices | None
-) -> Neighbours:
+) -> Neighbors:
     """By faiss' flat index of inner products, with as many threads as torch has."""
     faiss: Any = importlib.import_module("faiss")
     faiss.omp_set_num_threads(torch.get_num_threads())
@@ -130,7 +130,7 @@ def _by_faiss(
             order = themselves.long().argsort(dim=1, stable=True)[:, :count]
             values, positions = values.gather(1, order), positions.gather(1, order)
         found.append((values, positions))
-    return Neighbours(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    return Neighbors(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def _without_self(similarities: Float[Tensor, "n m"], own: Indices | None, column: int) -> None:
@@ -145,12 +145,12 @@ def _without_self(similarities: Float[Tensor, "n m"], own: Indices | None, colum
 
 def _exhaustive(
     queries: Float[Tensor, "n f"], bank: Float[Tensor, "m f"], count: int, own: Indices | None
-) -> Neighbours:
+) -> Neighbors:
     """Tile by tile; `own` is the place of each query in the bank."""
     values = torch.full((len(queries), count), -math.inf, device=queries.device)
-    best = Neighbours(values, torch.zeros_like(values, dtype=torch.int64))
+    best = Neighbors(values, torch.zeros_like(values, dtype=torch.int64))
     tile = torch.empty(min(TILE[0], len(queries)) * min(TILE[1], len(bank)), device=queries.device)
-    for column in range(0, len(bank), TILE[1]):  # the longer loop is outside: its rows are normalised once
+    for column in range(0, len(bank), TILE[1]):  # the longer loop is outside: its rows are normalized once
         unit_bank = normalize(bank[column : column + TILE[1]].to(queries.device).float(), dim=1)
         for row in range(0, len(queries), TILE[0]):
             block = slice(row, row + TILE[0])
@@ -168,7 +168,7 @@ def _product(
     return torch.mm(queries, bank.T, out=similarities)
 
 
-def _keep_best(best: Neighbours, row: int, column: int, similarities: Float[Tensor, "n m"]) -> None:
+def _keep_best(best: Neighbors, row: int, column: int, similarities: Float[Tensor, "n m"]) -> None:
     """Merge a tile, whose first entry is query `row` and image `column`, into the best found so far."""
     rows, count = slice(row, row + len(similarities)), best.similarities.shape[1]
     values, positions = _largest(similarities, min(count, similarities.shape[1]))
@@ -205,7 +205,7 @@ def _largest(values: Float[Tensor, "n m"], count: int) -> tuple[Float[Tensor, "n
 
 
 class _Entries(NamedTuple):
-    """Similarities of one block of queries that may belong to neighbours, row by row once they are sorted."""
+    """Similarities of one block of queries that may belong to neighbors, row by row once they are sorted."""
 
     rows: Indices
     positions: Indices
@@ -280,11 +280,11 @@ class _Bank:
 
 def _scan(
     queries: Float[Tensor, "n f"], bank: Float[Tensor, "m f"], count: int, own: Indices | None
-) -> tuple[Neighbours, Int64[Tensor, " left"]]:
-    """Neighbours, and the queries for which they are not certain."""
+) -> tuple[Neighbors, Int64[Tensor, " left"]]:
+    """Neighbors, and the queries for which they are not certain."""
     ready = _Bank.of(bank, torch.bfloat16 if native_bf16(on_gpu=False) else torch.float32)
     sample = torch.cat([rows[::SAMPLED].clone() for _, rows in ready.blocks()])  # a view would hold its block
-    found = Neighbours(torch.empty(len(queries), count), torch.zeros(len(queries), count, dtype=torch.int64))
+    found = Neighbors(torch.empty(len(queries), count), torch.zeros(len(queries), count, dtype=torch.int64))
     tile = torch.empty(SCAN_TILE[0] * max(SCAN_TILE[1], len(sample)), dtype=ready.dtype)
     left = []
     for row in range(0, len(queries), SCAN_TILE[0]):
@@ -293,7 +293,7 @@ def _scan(
         entries, floor = _collect(
             unit.to(ready.dtype), ready, sample, tile, count, own=None if own is None else own[block]
         )
-        target = Neighbours(found.similarities[block], found.positions[block])
+        target = Neighbors(found.similarities[block], found.positions[block])
         uncertain = _settle(target, unit, entries, floor, ready)
         left.append(row + uncertain)
         if 4 * len(uncertain) > len(unit):  # such features make the scan vain: all are too much alike
@@ -358,17 +358,17 @@ def _flat_places(mask: Tensor) -> Indices:
 
 
 def _settle(
-    target: Neighbours,
+    target: Neighbors,
     unit: Float32[Tensor, "q f"],
     entries: _Entries,
     floor: Float[Tensor, " q"],
     ready: _Bank,
 ) -> Int64[Tensor, " left"]:
-    """Write down the neighbours of a block of queries; returns the rows that are not certain.
+    """Write down the neighbors of a block of queries; returns the rows that are not certain.
 
     With x' for x in the product's precision: |q·b − q'·b'| ≤ |q − q'| |b| + |q'| |b − b'|, and the product's sum of f
     terms has its own error. What was left out is below the floor by the rounded product, so by the exact one below the
-    floor and that bound. It is no neighbour if the count-th best is above both by the same bound.
+    floor and that bound. It is no neighbor if the count-th best is above both by the same bound.
     """
     count = target.similarities.shape[1]
     values, positions, counts = _padded(entries, len(unit), count)
@@ -406,7 +406,7 @@ def _padded(
 
 
 def _compute_again(
-    target: Neighbours, row: int, unit: Float32[Tensor, " f"], positions: Indices, ready: _Bank
+    target: Neighbors, row: int, unit: Float32[Tensor, " f"], positions: Indices, ready: _Bank
 ) -> None:
     """Similarities in float32 of a query to its few candidates: one at a time, so that they fit the cache."""
     rows = ready.bank.index_select(0, positions).float()

@@ -1,38 +1,35 @@
-"""`evaluate transfer`: what the trunk is worth on another data set, frozen or fine-tuned. Imports this room."""
+"""`tinyseed evaluate transfer`: the backbone on another data set, frozen or fine-tuned."""
 
 import re
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
-from tinyseed.data.split import held_out_split
 from tinyseed.errors import InputError, RunError
-from tinyseed.evaluation import reporting
-from tinyseed.evaluation.bank import Precision
-from tinyseed.evaluation.classifier import (
-    DivergedError,
-    Recipe,
-    TrainedConfig,
-    fit_classifier,
-    measure_classifier,
-)
-from tinyseed.evaluation.common import (
-    EvaluateConfig,
-    Side,
-    Sides,
+from tinyseed.evaluation.base import EvaluationSpec, Measurement
+from tinyseed.lazy import lazy
+from tinyseed.settings.evaluation import (
+    BankPrecision,
+    ModelEvaluationSettings,
+    TrainingSettings,
     at_least,
-    check,
-    model_digest,
-    open_model,
-    open_sides,
+    positive,
 )
-from tinyseed.evaluation.linear import embed_sides
-from tinyseed.evaluation.probe import L2_GRID, probe, solver_notes
-from tinyseed.evaluation.reporting import Clock, Report
-from tinyseed.evaluation.state import Figures, State
-from tinyseed.models.encoder import Encoder
+
+if TYPE_CHECKING:
+    from tinyseed.data import split
+    from tinyseed.evaluation import classifier, features, logistic, resume, splits
+    from tinyseed.models import encoder as models
+else:
+    classifier, features, logistic, resume, split, splits, models = lazy(
+        "tinyseed.evaluation.classifier",
+        "tinyseed.evaluation.features",
+        "tinyseed.evaluation.logistic",
+        "tinyseed.evaluation.resume",
+        "tinyseed.data.split",
+        "tinyseed.evaluation.splits",
+        "tinyseed.models.encoder",
+    )
 
 LR_GRID = (0.003, 0.01, 0.03, 0.1, 0.3)
 
@@ -41,153 +38,151 @@ FEWEST_HELD_OUT = 2
 Metric = Literal["top1", "mean_per_class"]
 
 _PER_CLASS = re.compile(r"caltech.?101|\bpets?\b|iiit.?pet|aircraft|flowers", re.IGNORECASE)
-"""Sets whose figure is the mean per class. Source: Kornblith et al., "Do Better ImageNet Models Transfer Better?", CVPR
-2019, table 1 (Caltech-101, Oxford-IIIT Pets, FGVC Aircraft, Oxford 102 Flowers)."""
+"""Data sets whose metric is the mean per class. Source: Kornblith et al., "Do Better ImageNet Models Transfer
+Better?", CVPR 2019, table 1 (Caltech-101, Oxford-IIIT Pets, FGVC Aircraft, Oxford 102 Flowers)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferConfig(TrainedConfig, EvaluateConfig):
-    """`tinyseed evaluate transfer`."""
+class TransferSettings(TrainingSettings, ModelEvaluationSettings):
+    """Settings of `tinyseed evaluate transfer`."""
 
     mode: Literal["linear", "finetune"] = "linear"
-    """A linear layer on the frozen trunk (L2 chosen on validation), or the whole network (learning rate chosen)."""
+    """linear: train a linear layer on the frozen backbone, with L2 chosen on 10 % of the training images;
+    finetune: train the whole network, with the learning rate chosen so."""
     metric: Literal["auto", "top1", "mean-per-class"] = "auto"
-    """Figure to choose by; auto: mean-per-class where the data's name says Caltech-101, pets, aircraft or flowers."""
+    """Metric to choose by; auto: mean-per-class if the data's name contains Caltech-101, pets, aircraft or flowers,
+    else top1."""
     lr: tuple[float, ...] = ()
-    """finetune: learning rates to choose from, for a batch of 256 (default 0.003 to 0.3); a single one is taken."""
+    """finetune: learning rates to choose from, for a batch size of 256 (default: 0.003 to 0.3)."""
     epochs: int = 30
     """finetune: passes over the training images, with a cosine schedule."""
     batch_size: int = 64
-    """finetune: images a step."""
+    """finetune: images per step."""
     weight_decay: float = 1e-4
     """finetune: weight decay."""
     l2: tuple[float, ...] = ()
-    """linear: strengths of L2 to choose from (default 1e-5 to 1)."""
-    bank_precision: Precision = "auto"
-    """linear: bits of the features kept; auto: 16 where 32 would take more than 4 GiB."""
+    """linear: L2 strengths to choose from, for standardized features (default: 1e-5 to 1)."""
+    bank_precision: BankPrecision = "auto"
+    """linear: bits per number of the features that are kept; auto: 32, but 16 where that would take more than
+    4 GiB."""
+
+    def check(self) -> None:
+        """Refuse settings that are out of range."""
+        super().check()
+        at_least(1, epochs=self.epochs)
+        at_least(2, batch_size=self.batch_size)
+        at_least(0, weight_decay=self.weight_decay)
+        positive(lr=self.lr, l2=self.l2)
 
 
-def run(config: TransferConfig) -> Report:
-    """Measure the trunk on another data set, write evaluate-transfer.json.
-
-    Raises:
-        InputError: a setting, path or model is wrong, or labels are missing.
-    """
-    clock = Clock()
-    _check(config)
-    sides = open_sides(config)
-    encoder = open_model(config.model, config.image_size, arch=config.model_arch)
-    metric = metric_for(config)
-    learned = (config.epochs, config.batch_size, config.weight_decay, config.precision)
-    settings = (config.mode, metric, *learned, config.seed)
-    state = State(
-        "transfer",
-        settings,
-        config.lr,
-        model_digest(encoder),
-        sides.train.fingerprint,
-        sides.test.fingerprint,
-    )
-    if config.mode == "linear":
-        train, test = embed_sides(encoder, sides, workers=config.workers, precision=config.bank_precision)
-        row = probe(train, test, len(sides.classes), l2=config.l2 or L2_GRID, seed=config.seed, metric=metric)
-        unreadable = train.unreadable + test.unreadable
+def measure(
+    encoder: "models.Encoder", splits: "splits.Splits", settings: TransferSettings, resume: "resume.Resume"
+) -> Measurement:
+    """Metrics of the linear layer or of the fine-tuned network in per cent, as one row."""
+    metric = metric_for(settings)
+    if settings.mode == "linear":
+        measured = _measure_linear(encoder, splits, settings, metric)
     else:
-        row, unreadable = _finetune(config, _Tuner(config, encoder, len(sides.classes), state), sides, metric)
-    made = reporting.report(
-        "transfer",
-        config,
-        sides,
-        [{"mode": config.mode, "metric": metric, **row}],
-        model=config.model,
-        encoder=encoder,
-        clock=clock,
-        notes=(*sides.model_may_see(), *solver_notes(row)),
-        unreadable=unreadable,
+        measured = _measure_finetuned(encoder, splits, settings, metric, resume)
+    row = {"mode": settings.mode, "metric": metric, **measured.row}
+    return Measurement((row,), (*splits.training_notes, *measured.notes), measured.unreadable)
+
+
+def metric_for(settings: TransferSettings) -> Metric:
+    """The metric that the settings name, or that is usual for the data set."""
+    if settings.metric != "auto":
+        return "top1" if settings.metric == "top1" else "mean_per_class"
+    return "mean_per_class" if _PER_CLASS.search(" ".join(settings.train_data)) else "top1"
+
+
+def _measure_linear(
+    encoder: "models.Encoder", splits: "splits.Splits", settings: TransferSettings, metric: Metric
+) -> Measurement:
+    train, test = features.embed_splits(
+        encoder, splits, workers=settings.workers, precision=settings.bank_precision
     )
-    state.clear()
-    return made
+    grid = settings.l2 or logistic.L2_GRID
+    row = logistic.probe(train, test, len(splits.classes), l2=grid, seed=settings.seed, metric=metric)
+    return Measurement((row,), logistic.solver_notes(row), train.unreadable + test.unreadable)
 
 
-def metric_for(config: TransferConfig) -> Metric:
-    """The figure that the data set asks for, unless the settings say."""
-    if config.metric != "auto":
-        return "top1" if config.metric == "top1" else "mean_per_class"
-    return "mean_per_class" if _PER_CLASS.search(" ".join(config.train_data)) else "top1"
-
-
-@dataclass(frozen=True)
-class _Tuner:
-    """Fine-tunes one network with different learning rates."""
-
-    config: TransferConfig
-    encoder: Encoder
-    classes: int
-    state: State
-
-    def validate(self, rate: float, learned: Side, held_out: Side) -> Figures:
-        """Figures on the validation part; below 0 where training diverged."""
-        try:
-            figures = self.measure(rate, learned, held_out)
-        except DivergedError:
-            return {"top1": -1.0, "mean_per_class": -1.0}
-        return figures
-
-    def measure(self, rate: float, train: Side, test: Side) -> Figures:
-        """Train on one side, measure on the other; goes on where it was stopped."""
-        recipe = Recipe(
-            self.config.epochs,
-            min(self.config.batch_size, len(train)),
-            rate,
-            rate,
-            schedule="cosine",
-            weight_decay=self.config.weight_decay,
-        )
-        model = fit_classifier(
-            self.encoder,
-            train,
-            self.classes,
-            recipe,
-            seed=self.config.seed,
-            workers=self.config.workers,
-            checkpoint=self.state.path(f"{rate:g}-{len(train)}.ckpt"),
-            title=f"learning rate {rate:g}",
-            precision=self.config.precision,
-        )
-        figures, unreadable = measure_classifier(model, test, workers=self.config.workers)
-        return {**figures, "unreadable": unreadable}
-
-
-def _finetune(config: TransferConfig, tuner: _Tuner, sides: Sides, metric: Metric) -> tuple[Figures, int]:
+def _measure_finetuned(
+    encoder: "models.Encoder",
+    splits: "splits.Splits",
+    settings: TransferSettings,
+    metric: Metric,
+    resume: "resume.Resume",
+) -> Measurement:
     """Choose a learning rate on 10 % of the training images, train on all of them with it, measure."""
-    rates = config.lr or LR_GRID
-    rate, found = rates[0], Figures()
+    rates = settings.lr or LR_GRID
+    chosen, found = rates[0], {}
     if len(rates) > 1:
-        learned, held_out = (sides.train.take(part) for part in held_out_split(len(sides.train), config.seed))
-        if len(held_out) < FEWEST_HELD_OUT:
-            raise InputError("--lr", "several", f"{len(held_out)} validation images cannot choose; give one")
-        tried = {
-            value: tuner.state.remember(
-                f"validation-{value:g}", partial(tuner.validate, value, learned, held_out)
-            )[metric]
-            for value in rates
-        }
-        rate = max(rates, key=lambda value: tried[value])
-        if tried[rate] < 0:
-            told = " ".join(map(str, rates))
-            raise RunError(f"training diverged with every learning rate of {told}: give lower ones")
-        found = {"validation": tried[rate]}
-    row = tuner.state.remember("figures", partial(tuner.measure, rate, sides.train, sides.test))
-    unreadable = int(row.pop("unreadable"))
-    return row | {"lr": rate} | found | {"epochs": config.epochs}, unreadable
+        tried = _validate(encoder, splits, settings, metric, resume)
+        chosen = max(rates, key=lambda lr: tried[lr])
+        if tried[chosen] < 0:
+            grid = " ".join(map(str, rates))
+            raise RunError(f"training diverged with every learning rate of {grid}: give a lower `lr`")
+        found = {"validation": tried[chosen]}
+    fit = partial(_finetune, encoder, classes=len(splits.classes), settings=settings, resume=resume)
+    measured = resume.remember("test", lambda: fit(splits.train, splits.test, lr=chosen))
+    row = {**measured.row, "lr": chosen, **found, "epochs": settings.epochs}
+    return Measurement((row,), unreadable=measured.unreadable)
 
 
-def _check(config: TransferConfig) -> None:
-    check(config)
-    at_least("--epochs", config.epochs, 1)
-    at_least("--batch-size", config.batch_size, 2)
-    at_least("--weight-decay", config.weight_decay, 0)
-    for field, values in (("--lr", config.lr), ("--l2", config.l2)):
-        for value in values:
-            if not 0 < value < np.inf:
-                raise InputError(field, value, "give a number above 0")
+def _validate(
+    encoder: "models.Encoder",
+    splits: "splits.Splits",
+    settings: TransferSettings,
+    metric: Metric,
+    resume: "resume.Resume",
+) -> dict[float, float]:
+    """The metric of each learning rate on the validation images; below 0 where training diverged."""
+    train, held_out = (
+        splits.train.take(part) for part in split.held_out_split(len(splits.train), settings.seed)
+    )
+    if len(held_out) < FEWEST_HELD_OUT:
+        remedy = f"{len(held_out)} validation images cannot choose; give one"
+        raise InputError("several", remedy, argument="lr")
+    fit = partial(_finetune, encoder, classes=len(splits.classes), settings=settings, resume=resume)
+
+    def validate(lr: float) -> Measurement:
+        try:
+            return fit(train, held_out, lr=lr)
+        except classifier.DivergedError:
+            return Measurement(({"top1": -1.0, "mean_per_class": -1.0},))
+
+    return {lr: resume.remember(f"validation-{lr:g}", lambda lr=lr: validate(lr)).row[metric] for lr in rates}
+
+
+def _finetune(
+    encoder: "models.Encoder",
+    train: "splits.Split",
+    test: "splits.Split",
+    *,
+    classes: int,
+    settings: TransferSettings,
+    resume: "resume.Resume",
+    lr: float,
+) -> Measurement:
+    batch = min(settings.batch_size, len(train))
+    decay = settings.weight_decay
+    return classifier.fit_and_measure(
+        encoder,
+        train,
+        test,
+        classifier.Recipe(settings.epochs, batch, lr, lr, schedule="cosine", weight_decay=decay),
+        settings,
+        classes=classes,
+        seed=settings.seed,
+        checkpoint=resume.path(f"{lr:g}-{len(train)}.ckpt"),
+        title=f"learning rate {lr:g}",
+    )
+
+
+SPEC = EvaluationSpec(
+    name="transfer",
+    settings=TransferSettings,
+    measure=measure,
+    about="Transfer: how good is the backbone on another data set, frozen or fine-tuned?",
+    example="tinyseed evaluate transfer --model runs/small --train-data train/ --test-data test/ --mode finetune",
+)

@@ -10,6 +10,9 @@ from typing import Literal
 
 from tinyseed.errors import InputError
 
+BankPrecision = Literal["auto", "32", "16"]
+"""Bits per number of features that are kept."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
@@ -39,6 +42,15 @@ class EvaluationSettings:
         at_least(1, limit=self.limit)
         at_least(0, workers=self.workers, seed=self.seed)
         at_least(8, image_size=self.image_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(EvaluationSettings):
+    """The settings of an evaluation that trains a network."""
+
+    precision: Literal["auto", "32", "bf16"] = "auto"
+    """Arithmetic of the network during training; auto: bf16 if the hardware supports it. Metrics are measured in
+    float32."""
 
 
 @dataclass(frozen=True, kw_only=True)

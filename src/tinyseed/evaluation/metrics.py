@@ -1,6 +1,6 @@
-"""How often the class was right: pure functions of scores and labels. Imports shapes.
+"""Metrics of classifiers: pure functions of scores and labels, and their mean over seeds.
 
-A label that no score stands for (a class that the training data does not have) counts as wrong.
+A label without a score (a class that the training data does not have) counts as wrong.
 """
 
 import statistics
@@ -11,16 +11,16 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 
-def class_figures(scores: Float[Tensor, "n classes"], labels: Int64[Tensor, " n"]) -> dict[str, float]:
+def class_metrics(scores: Float[Tensor, "n classes"], labels: Int64[Tensor, " n"]) -> dict[str, float]:
     """Top-1, top-5 and mean per class in per cent.
 
     Args:
-        scores: of each class, the highest wins; of equal ones the first.
+        scores: one per class; the highest wins, of equal ones the first.
         labels: from 0; those from `classes` on are of classes that have no score.
 
     Returns:
-        `top1`, `top5` (among all classes where there are fewer than five) and `mean_per_class`: the mean, over
-        the classes of the labels, of the share of right top-1 answers.
+        `top1`, `top5` (among all classes if there are fewer than five) and `mean_per_class`: the mean, over
+        the classes of the labels, of the share of correct top-1 answers.
     """
     ranked = scores.argsort(dim=1, descending=True, stable=True)[:, :5]
     right = ranked == labels[:, None]
@@ -32,7 +32,7 @@ def class_figures(scores: Float[Tensor, "n classes"], labels: Int64[Tensor, " n"
 
 
 def mean_per_class(right: Tensor, labels: Int64[Tensor, " n"]) -> float:
-    """The mean over the classes present of each one's share of right answers, 0 to 1.
+    """The mean over the classes present of each one's share of correct answers, 0 to 1.
 
     >>> mean_per_class(torch.tensor([True, True, True, False]), torch.tensor([0, 0, 0, 1]))
     0.5
@@ -43,15 +43,15 @@ def mean_per_class(right: Tensor, labels: Int64[Tensor, " n"]) -> float:
 
 
 def over_seeds(runs: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of each figure, and its sample standard deviation under `NAME_std` where there are several runs.
+    """The mean of each metric, and its sample standard deviation under `NAME_std` if there are several runs.
 
     >>> over_seeds([{"top1": 50.0}, {"top1": 52.0}])
     {'top1': 51.0, 'top1_std': 1.4142135623730951}
     """
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name in runs[0]:
         values = [run[name] for run in runs]
-        figures[name] = statistics.fmean(values)
+        metrics[name] = statistics.fmean(values)
         if len(values) > 1:
-            figures[f"{name}_std"] = statistics.stdev(values)
-    return figures
+            metrics[f"{name}_std"] = statistics.stdev(values)
+    return metrics
