@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tinyseed.detection import evaluate as detection
 from tinyseed.detection.export import export_detectron2 as write_detectron2
-from tinyseed.detection.report import DetectReport
 from tinyseed.detection.settings import DetectSettings
 from tinyseed.engine.config import (
     DistillConfig,
@@ -110,7 +109,7 @@ def evaluate(
     train_data: Paths,
     test_data: Paths = (),
     **settings: Any,  # noqa: ANN401
-) -> Report | DetectReport:
+) -> Report:
     """Measure a model on labelled images.
 
     Args:
@@ -156,7 +155,7 @@ def run(config: RunConfig) -> Figures:
     return summary
 
 
-def run_detect(config: DetectSettings) -> DetectReport:
+def run_detect(config: DetectSettings) -> Report:
     """Evaluate by detection; Ctrl-C and SIGTERM save first.
 
     Raises:

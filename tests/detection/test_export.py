@@ -26,7 +26,7 @@ def expected_names(blocks, convolutions):
     ("name", "blocks", "convolutions"),
     [
         ("resnet18", (2, 2, 2, 2), 2),
-        ("resnet50", (3, 4, 6, 3), 3),
+        ("resnet26", (2, 2, 2, 2), 3),
         ("torchvision/resnet18", (2, 2, 2, 2), 2),
     ],
 )

@@ -53,7 +53,7 @@ def test_levels_are_the_backbones_own_maps_with_its_own_weights(name):
     ("name", "message"),
     [
         ("test_vit", r"has no feature maps at stride 4, 8, 32 \(only at 16\); give a ResNet"),
-        ("torchvision/vit_b_32", "it has no stages"),
+        ("torchvision/shufflenet_v2_x0_5", "it has no stages"),
         ("mixer_s32_224", "has no feature maps to build a pyramid on"),
     ],
 )

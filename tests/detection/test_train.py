@@ -26,10 +26,10 @@ def detector(norm="trained", *, masks=False, name="mobilenetv3_small_050", seed=
     return made
 
 
-def fit(made, images, folder, *, steps=4, stop=lambda: False, key="k", lr=0.01, masks=False):
+def fit(made, images, folder, *, steps=4, stop=lambda: False, name="d", lr=0.01, masks=False):
     plan = Plan(steps, lr, Views(2, (64,), masks=masks))
     progress = Progress(quiet=True)
-    return train(made, images, plan, checkpoint=folder / "d.ckpt", key=key, progress=progress, stop=stop)
+    return train(made, images, plan, checkpoint=folder / f"{name}.ckpt", progress=progress, stop=stop)
 
 
 @pytest.fixture
@@ -67,8 +67,9 @@ def test_training_leaves_the_global_generator_alone(images, tmp_path):
 def test_checkpoints_of_others_and_broken_ones_are_refused(images, tmp_path):
     with pytest.raises(Interrupted):
         fit(detector(), images, tmp_path, stop=stopping_after(1))
+    (tmp_path / "other.ckpt").write_bytes((tmp_path / "d.ckpt").read_bytes())
     with pytest.raises(InputError, match="the checkpoint of another training; delete it"):
-        fit(detector(), images, tmp_path, key="other")
+        fit(detector(), images, tmp_path, name="other")
     (tmp_path / "d.ckpt").write_bytes(b"x" * 100)
     with pytest.raises(InputError, match=r"cannot be read as a checkpoint .*; delete it"):
         fit(detector(), images, tmp_path)
@@ -144,9 +145,9 @@ def test_squares_are_learned(squares_voc, tmp_path: Path):
     train_split, test_split = (read_voc([str(squares_voc)], name) for name in ("trainval", "test"))
     made = detector("trained", name="resnet10t")
     made.roi_heads.score_thresh = 0.01
-    trained = fit(made, train_split.images, tmp_path, steps=60, lr=0.02)
+    trained = fit(made, train_split.images, tmp_path, steps=30, lr=0.02)
     first, last = sum(trained.losses[:6]) / 6, sum(trained.losses[-6:]) / 6
     found, _ = detect(made, test_split.images, Views(2, (64,)))
     precision = average_precision(test_split, found, "bbox")
     assert last < 0.7 * first
-    assert precision.ap50 > 5
+    assert precision.ap50 > 30

@@ -98,7 +98,9 @@ def measure(
     assert folder is not None, "settings.check() requires one"
     kept = Resume(folder / "detect", resume.stop)
     name = trial.name_of(encoder, data, settings)
-    checkpoint = kept.path(f"{name}.ckpt")
+    result, checkpoint = kept.path(f"{name}.json"), kept.path(f"{name}.ckpt")
+    if result.is_file():
+        Progress().say(f"{encoder.backbone.name}: trained before with these settings ({result})")
     measured = kept.remember(
         name, lambda: trial.train_and_score(encoder, data, settings, checkpoint, resume.stop)
     )
