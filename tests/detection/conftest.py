@@ -1,4 +1,4 @@
-"""Tiny detection data sets of coloured squares, in both layouts."""
+"""Tiny detection data sets of colored squares, in both layouts."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-COLOURS = {"blue": (30, 60, 220), "red": (220, 50, 30)}
+COLORS = {"blue": (30, 60, 220), "red": (220, 50, 30)}
 SIDE = 64
 
 
@@ -26,10 +26,10 @@ def draw(number):
     random = np.random.default_rng(number)
     image = Image.fromarray(random.integers(90, 140, (SIDE, SIDE + 16, 3), dtype=np.uint8))
     boxes = {}
-    for place, (name, colour) in enumerate(COLOURS.items()):
+    for place, (name, color) in enumerate(COLORS.items()):
         side = int(random.integers(16, 30))
         x, y = int(random.integers(2 + 40 * place, 8 + 40 * place)), int(random.integers(2, SIDE - side - 2))
-        ImageDraw.Draw(image).rectangle((x, y, x + side - 1, y + side - 1), fill=colour)
+        ImageDraw.Draw(image).rectangle((x, y, x + side - 1, y + side - 1), fill=color)
         boxes[name] = (x, y, x + side, y + side)
     return image, boxes
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from tinyseed.evaluation.detect.detectron import export_detectron2
 
+from tinyseed.detection.export import export_detectron2
 from tinyseed.errors import InputError
 from tinyseed.models.teacher import load_model
 
@@ -26,11 +27,11 @@ def expected_names(blocks, convolutions):
     ("name", "blocks", "convolutions"),
     [
         ("resnet18", (2, 2, 2, 2), 2),
-        ("resnet50", (3, 4, 6, 3), 3),
+        ("resnet26", (2, 2, 2, 2), 3),
         ("torchvision/resnet18", (2, 2, 2, 2), 2),
     ],
 )
-def test_names_are_detectron2s_and_values_the_trunks(tmp_path, name, blocks, convolutions):
+def test_names_are_detectron2s_and_values_the_backbones(tmp_path, name, blocks, convolutions):
     encoder = load_model(f"random:{name}")
     content = pickle.loads(export_detectron2(encoder, tmp_path / "r.pkl").read_bytes())
     model = content.pop("model")
@@ -68,17 +69,17 @@ def test_each_value_comes_back_under_its_old_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
-        ("mobilenetv3_small_050", "is no ResNet of plain"),
+        ("mobilenetv3_small_050", "not a ResNet of plain"),
         ("resnet10t", r"conv1\.0\.weight"),
         ("seresnet18", r"layer1\.0\.se\."),
-        ("resnetblur18", "smooths before it strides"),
-        ("resnetv2_18", "is no ResNet of plain"),
+        ("resnetblur18", "antialiases before it strides"),
+        ("resnetv2_18", "not a ResNet of plain"),
     ],
 )
-def test_other_networks_are_refused(tmp_path, name, told):
-    with pytest.raises(InputError, match=told):
+def test_other_networks_are_refused(tmp_path, name, message):
+    with pytest.raises(InputError, match=message):
         export_detectron2(load_model(f"random:{name}"), tmp_path / "r.pkl")
     assert not list(tmp_path.iterdir())
 

@@ -6,19 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tinyseed.evaluation.detect.batches import Sizes
-from tinyseed.evaluation.detect.coco import read_coco
-from tinyseed.evaluation.detect.scenes import Instance, Scene
-from tinyseed.evaluation.detect.score import average_precision, detect, ground_truth
+
+from tinyseed.detection.annotations import AnnotatedImage, AnnotatedSplit, Instance, Issues
+from tinyseed.detection.batches import Views
+from tinyseed.detection.coco import read_coco
+from tinyseed.detection.score import average_precision, detect, ground_truth
 
 pytest.importorskip("pycocotools")
 
 
-def guesses(scenes, seed):
+def guesses(images, seed):
     """Detections around the truth and beside it, of the right class and the wrong one."""
     random, lines = np.random.default_rng(seed), []
-    for number, scene in enumerate(scenes, 1):
-        for one in scene.instances:
+    for number, image in enumerate(images, 1):
+        for one in image.instances:
             for _ in range(3):
                 x1, y1, x2, y2 = np.array(one.box) + random.normal(0, 2, 4)
                 label = one.label if random.random() < 0.8 else 1 - one.label
@@ -53,9 +54,9 @@ def by_hand(folder, truth, lines, kind):
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 @pytest.mark.parametrize("seed", range(3))
 def test_precision_is_pycocotools_by_hand_on_the_original_file(squares_coco, tmp_path, kind, seed):
-    given = read_coco(str(squares_coco), "val2017", "--train-data", masks=True)
-    lines = guesses(given.scenes, seed)
-    made = average_precision(given.scenes, given.classes, lines, kind)
+    given = read_coco(str(squares_coco), "val2017", masks=True)
+    lines = guesses(given.images, seed)
+    made = average_precision(given, lines, kind)
     renumbered = [
         line
         | {
@@ -71,8 +72,8 @@ def test_precision_is_pycocotools_by_hand_on_the_original_file(squares_coco, tmp
     assert made.ap == pytest.approx(np.mean(list(made.per_class.values())))
 
 
-def scene(*instances):
-    return Scene(Path("a.jpg"), 100, 100, instances)
+def split(*instances, classes=("cell",)):
+    return AnnotatedSplit(classes, (AnnotatedImage(Path("a.jpg"), 100, 100, instances),), Issues())
 
 
 def line(box, score, label=0):
@@ -83,62 +84,62 @@ def line(box, score, label=0):
 def test_difficult_objects_are_neither_right_nor_wrong():
     first, second = (0.0, 0.0, 20.0, 20.0), (50.0, 50.0, 80.0, 80.0)
     lines = [line(second, 0.9), line(second, 0.8), line(first, 0.7)]
-    easy = scene(Instance(first, 0, area=400.0), Instance(second, 0, area=900.0))
-    difficult = scene(Instance(first, 0, area=400.0), Instance(second, 0, difficult=True, area=900.0))
-    assert average_precision([easy], ["cell"], lines, "bbox").ap < 90  # the second of the two is a mistake
-    assert average_precision([difficult], ["cell"], lines, "bbox").ap == pytest.approx(100)
+    easy = split(Instance(first, 0, area=400.0), Instance(second, 0, area=900.0))
+    difficult = split(Instance(first, 0, area=400.0), Instance(second, 0, difficult=True, area=900.0))
+    assert average_precision(easy, lines, "bbox").ap < 90  # the second of the two is a mistake
+    assert average_precision(difficult, lines, "bbox").ap == pytest.approx(100)
     # A small box inside a difficult one overlaps it little, so it is a mistake; inside a crowd it would be ignored.
     inside = [line((55.0, 55.0, 60.0, 60.0), 0.9), line(first, 0.7)]
-    crowd = scene(Instance(first, 0, area=400.0), Instance(second, 0, crowd=True, area=900.0))
-    assert average_precision([crowd], ["cell"], inside, "bbox").ap == pytest.approx(100)
-    assert average_precision([difficult], ["cell"], inside, "bbox").ap == pytest.approx(50)
+    crowd = split(Instance(first, 0, area=400.0), Instance(second, 0, crowd=True, area=900.0))
+    assert average_precision(crowd, inside, "bbox").ap == pytest.approx(100)
+    assert average_precision(difficult, inside, "bbox").ap == pytest.approx(50)
 
 
 def test_no_detections_and_unseen_classes():
-    shown = scene(Instance((0.0, 0.0, 20.0, 20.0), 0, area=400.0))
-    nothing = average_precision([shown], ["cell", "other"], [], "bbox")
+    shown = split(Instance((0.0, 0.0, 20.0, 20.0), 0, area=400.0), classes=("cell", "other"))
+    nothing = average_precision(shown, [], "bbox")
     assert (nothing.ap, nothing.ap50, nothing.ap75) == (0, 0, 0)
     assert nothing.per_class == {"cell": 0.0, "other": None}
-    found = average_precision([shown], ["cell", "other"], [line((0.0, 0.0, 20.0, 20.0), 0.5)], "bbox")
+    found = average_precision(shown, [line((0.0, 0.0, 20.0, 20.0), 0.5)], "bbox")
     assert found.ap == pytest.approx(100)
     assert found.per_class == {"cell": pytest.approx(100), "other": None}
 
 
 def test_ground_truth_is_a_coco_file():
-    content = ground_truth([scene(Instance((1.0, 2.0, 11.0, 22.0), 1, area=77.0))], ["a", "b"])
+    content = ground_truth(split(Instance((1.0, 2.0, 11.0, 22.0), 1, area=77.0), classes=("a", "b")))
     (entry,) = content["annotations"]
     assert (entry["bbox"], entry["category_id"], entry["area"]) == ([1.0, 2.0, 10.0, 20.0], 2, 77.0)
 
 
 class Oracle(torch.nn.Module):
-    """A detector that finds what it is told, at the resized image's scale."""
+    """A detector that returns the annotations, at the scale of the resized image."""
 
-    def __init__(self, scenes, scale):
+    def __init__(self, images, scale):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.scenes, self.scale, self.seen = scenes, scale, []
+        self.images, self.scale, self.seen = images, scale, []
 
     def forward(self, images):
         outputs = []
         for image in images:
-            scene = self.scenes[len(self.seen)]
+            annotated = self.images[len(self.seen)]
             self.seen.append(tuple(image.shape))
             outputs.append(
                 {
-                    "boxes": torch.tensor([one.box for one in scene.instances]) * self.scale,
-                    "labels": torch.tensor([one.label + 1 for one in scene.instances]),
-                    "scores": torch.ones(len(scene.instances)),
-                    "masks": torch.ones(len(scene.instances), 1, 28, 28),
+                    "boxes": torch.tensor([one.box for one in annotated.instances]) * self.scale,
+                    "labels": torch.tensor([one.label + 1 for one in annotated.instances]),
+                    "scores": torch.ones(len(annotated.instances)),
+                    "masks": torch.ones(len(annotated.instances), 1, 28, 28),
                 }
             )
         return outputs
 
 
 def test_detections_come_back_in_the_images_own_pixels(squares_coco):
-    given = read_coco(str(squares_coco), "val2017", "--train-data", masks=True)
-    oracle = Oracle(given.scenes, 0.5)
-    lines, unreadable = detect(oracle, given.scenes, Sizes((64, 32)), batch_size=4, masks=True)
+    given = read_coco(str(squares_coco), "val2017", masks=True)
+    oracle = Oracle(given.images, 0.5)
+    lines, unreadable = detect(oracle, given.images, Views(4, (64, 32), masks=True))
     assert unreadable == 0
     assert oracle.seen == [(3, 32, 40)] * 6
-    assert average_precision(given.scenes, given.classes, lines, "bbox").ap == pytest.approx(100)
-    assert average_precision(given.scenes, given.classes, lines, "segm").ap > 90
+    assert average_precision(given, lines, "bbox").ap == pytest.approx(100)
+    assert average_precision(given, lines, "segm").ap > 90

@@ -52,9 +52,9 @@ def read_coco(
     entries, annotations, names = _parse(file)
     if classes is None:
         classes = tuple(names[number] for number in sorted(names))
-    elif set(names.values()) != set(classes):
-        differing = sorted(set(names.values()) ^ set(classes))[0]
-        raise InputError(differing, f"a category of only one of the train and test files ({file})")
+    differing = sorted(set(names.values()) ^ set(classes))
+    if differing:
+        raise InputError(differing[0], f"a category of only one of the train and test files ({file})")
     labels = {number: classes.index(name) for number, name in names.items()}
     entries = [entries[index] for index in limited(len(entries), limit)]
     image_folder = _image_folder(root, split, entries)

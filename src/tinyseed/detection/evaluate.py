@@ -101,7 +101,9 @@ def measure(
     assert folder is not None, "settings.check() requires one"
     kept = Resume(folder / "detect", resume.stop)
     name = trial.name_of(encoder, data, settings)
-    checkpoint = kept.path(f"{name}.ckpt")
+    result, checkpoint = kept.path(f"{name}.json"), kept.path(f"{name}.ckpt")
+    if result.is_file():
+        Progress().say(f"{encoder.backbone.name}: trained before with these settings ({result})")
     measured = kept.remember(
         name, lambda: trial.train_and_score(encoder, data, settings, checkpoint, resume.stop)
     )
@@ -157,7 +159,7 @@ SPEC = EvaluationSpec(
     name="detect",
     settings=DetectSettings,
     measure=measure,
-    about="Train Faster R-CNN (or Mask R-CNN) on annotated images from this model's weights: how well do they transfer?",
+    about="Detection: how good is a Faster R-CNN (or Mask R-CNN) that is trained from the model's weights?",
     example="tinyseed evaluate detect --model runs/small --train-data VOCdevkit/ --format voc --compare random",
     subjects=subjects,
     open_data=open_data,

@@ -1,4 +1,4 @@
-"""Writes the backbone of a plain ResNet for Detectron2, under Detectron2's names; the SEED paper's C4 recipe needs it."""
+"""Writes the backbone of a plain ResNet under Detectron2's names, for the C4 recipe of the SEED paper."""
 
 import pickle
 import re

@@ -23,7 +23,7 @@ class DetectSettings(EvaluationSettings):
     """Settings of `tinyseed evaluate detect`."""
 
     model: str
-    """Model to start from: a run folder, an exported file, a backbone's name (its library's weights), or random:NAME."""
+    """Model to start from: a run folder, a checkpoint file or its URL, a backbone's name, or random:NAME."""
     train_data: tuple[str, ...] = ()
     """Folder in the layout of `format`; for VOC07+12 both folders, or the folder that holds them."""
     format: Format | None = None
@@ -39,11 +39,11 @@ class DetectSettings(EvaluationSettings):
     norm: Literal["frozen", "trained"] = "trained"
     """Batch norms of the backbone: trained further, or frozen (better for small batches)."""
     compare: tuple[str, ...] = ()
-    """More start points for the same training: random (the same network with random weights), or models as in `model`."""
+    """More models to start from, for comparison; random: the same network with random weights."""
     masks: bool = False
     """Also train and score masks (Mask R-CNN instead of Faster R-CNN); COCO only."""
     image_size: tuple[int, ...] = (800,)  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Short side of the images in pixels; of several, one is drawn for each training image and the last is for testing."""
+    """Short side of the images in pixels; of several, one is drawn per training image, the last is for testing."""
     batch_size: int = 16
     """Images per step."""
     lr: float = 0.02

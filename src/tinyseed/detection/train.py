@@ -87,7 +87,6 @@ def train(
     plan: Plan,
     *,
     checkpoint: Path,
-    key: str,
     progress: Progress,
     workers: int = 0,
     stop: Callable[[], bool] = lambda: False,
@@ -98,8 +97,8 @@ def train(
         detector: from `build_detector`, on its device.
         images: each with an object that is not a crowd (`AnnotatedSplit.trainable`).
         plan: steps, learning rate and batches.
-        checkpoint: file that is saved every five minutes, at the end, and when asked to stop.
-        key: stands for what is trained; a checkpoint with another key is refused.
+        checkpoint: file that is saved every five minutes, at the end, and when asked to stop. Its name has to stand
+            for what is trained: a checkpoint that was written under another name is refused.
         progress: shows each step.
         workers: number of threads that decode images.
         stop: asked after each step.
@@ -110,7 +109,7 @@ def train(
         RunError: the loss is not finite, or the checkpoint cannot be written.
     """
     trainee = _trainee(detector, plan)
-    losses, seconds = _resume(checkpoint, key, trainee)
+    losses, seconds = _resume(checkpoint, trainee)
     first, read = len(losses), time.monotonic()
     saved = began = read
     pending: list[Tensor] = []
@@ -128,7 +127,7 @@ def train(
             progress.update(len(losses), plan.steps, text, final=last)
         if not pending and (stopping or last or now - saved > _CHECKPOINT_SECONDS):
             saved = now
-            _save(checkpoint, key, trainee, losses, seconds + now - began)
+            _save(checkpoint, trainee, losses, seconds + now - began)
         if stopping and not last:
             raise Interrupted
     return Trained(tuple(losses), seconds + time.monotonic() - began)
@@ -169,12 +168,12 @@ def _finite(pending: list[Tensor], step: int) -> list[float]:
     return values
 
 
-def _save(path: Path, key: str, trainee: _Trainee, losses: list[float], seconds: float) -> None:
+def _save(path: Path, trainee: _Trainee, losses: list[float], seconds: float) -> None:
     state = {"detector": trainee.detector.state_dict(), "optimizer": trainee.optimizer.state_dict()}
-    write_checkpoint(path, {"key": key, "losses": losses, "seconds": seconds, **state})
+    write_checkpoint(path, {"name": path.stem, "losses": losses, "seconds": seconds, **state})
 
 
-def _resume(path: Path, key: str, trainee: _Trainee) -> tuple[list[float], float]:
+def _resume(path: Path, trainee: _Trainee) -> tuple[list[float], float]:
     """Losses and seconds so far; none where there is no checkpoint."""
     if not path.is_file():
         return [], 0.0
@@ -183,7 +182,7 @@ def _resume(path: Path, key: str, trainee: _Trainee) -> tuple[list[float], float
         content = read_checkpoint(path)
     except InputError as error:
         raise InputError(path, f"{error.remedy}; {remedy}") from error
-    if content.get("key") != key:
+    if content.get("name") != path.stem:
         raise InputError(path, f"the checkpoint of another training; {remedy}")
     trainee.detector.load_state_dict(content["detector"])
     trainee.optimizer.load_state_dict(content["optimizer"])

@@ -8,10 +8,10 @@ from pathlib import Path
 from tinyseed.detection.annotations import AnnotatedSplits
 from tinyseed.detection.batches import Views
 from tinyseed.detection.detector import build_detector
-from tinyseed.detection.score import average_precision, detect
+from tinyseed.detection.score import Detection, average_precision, detect
 from tinyseed.detection.settings import DetectSettings
-from tinyseed.detection.train import REFERENCE_BATCH, Plan, schedule_steps, train
-from tinyseed.evaluation.base import Measurement
+from tinyseed.detection.train import REFERENCE_BATCH, Plan, Trained, schedule_steps, train
+from tinyseed.evaluation.base import Measurement, Metrics
 from tinyseed.evaluation.features import device, model_digest
 from tinyseed.files import digest
 from tinyseed.models.encoder import Encoder
@@ -58,39 +58,41 @@ def train_and_score(
         InputError: the checkpoint cannot be read.
         RunError: the training failed, or the checkpoint could not be written.
     """
-    plan, where, name = plan_of(settings), device(), encoder.backbone.name
+    plan, name = plan_of(settings), encoder.backbone.name
     detector = build_detector(
         encoder,
         len(data.classes),
         masks=settings.masks,
         norm=settings.norm,
         seed=settings.seed,
-        autocast=autocast_dtype("auto", where),
-    ).to(where)
+        autocast=autocast_dtype("auto", device()),
+    ).to(device())
     with Progress() as progress:
+        shown = {"progress": progress, "stop": stop}
         progress.begin(f"{name}: training")
         trained = train(
-            detector,
-            data.train,
-            plan,
-            checkpoint=checkpoint,
-            key=checkpoint.stem,
-            progress=progress,
-            workers=_workers(settings),
-            stop=stop,
+            detector, data.train, plan, checkpoint=checkpoint, workers=_workers(settings), **shown
         )
         progress.begin(f"{name}: testing")
-        detections, unreadable = detect(detector, data.test, plan.views, progress=progress, stop=stop)
+        detections, unreadable = detect(detector, data.test, plan.views, **shown)
+    row = {"backbone": name, **_precisions(data, detections, settings), **_course(trained)}
+    return Measurement((row,), unreadable=unreadable)
+
+
+def _precisions(data: AnnotatedSplits, detections: list[Detection], settings: DetectSettings) -> Metrics:
+    box = average_precision(data.test_split, detections, "bbox")
+    mask = average_precision(data.test_split, detections, "segm") if settings.masks else None
+    return {"box": asdict(box), "mask": None if mask is None else asdict(mask)}
+
+
+def _course(trained: Trained) -> Metrics:
+    """The loss at the beginning and the end of a training, and its seconds."""
     count = max(1, len(trained.losses) // 20)
-    row = {
-        "backbone": name,
-        "box": asdict(average_precision(data.test_split, detections, "bbox")),
-        "mask": asdict(average_precision(data.test_split, detections, "segm")) if settings.masks else None,
+    return {
         "loss_first": sum(trained.losses[:count]) / count,
         "loss_last": sum(trained.losses[-count:]) / count,
         "seconds": round(trained.seconds, 1),
     }
-    return Measurement((row,), unreadable=unreadable)
 
 
 def _workers(settings: DetectSettings) -> int:
