@@ -177,7 +177,9 @@ def fit_classifier(
     for epoch in track(range(first, recipe.epochs), f"{title}: epochs", recipe.epochs, first):
         loss = _epoch(training, batches, epoch=epoch)
         if not math.isfinite(loss):
-            raise DivergedError(f"the loss is {loss} in epoch {epoch + 1}: give a lower learning rate (`lr`)")
+            raise DivergedError(
+                f"the loss is {loss} in epoch {epoch + 1}: the learning rate is too high; give a lower `lr`"
+            )
         if checkpoint is not None and time.monotonic() - saved >= SAVE_SECONDS:
             training.save(checkpoint, epoch + 1)
             saved = time.monotonic()
