@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tinyseed.evaluation import cost, logistic
 from tinyseed.evaluation.run import open_model
+from tinyseed.evaluation.splits import Splits, open_splits
 from tinyseed.models.encoder import Encoder
+from tinyseed.settings.evaluation import EvaluationSettings
 
 COLORS = {"red": (210, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 210)}
 
@@ -48,3 +51,19 @@ def settings(colors) -> dict:
     """Settings that all evaluations of these tests share."""
     train, test = colors
     return {"train_data": (str(train),), "test_data": (str(test),), "image_size": 32}
+
+
+@pytest.fixture(scope="session")
+def splits(colors) -> Splits:
+    """Both folders, opened."""
+    train, test = colors
+    return open_splits(EvaluationSettings(train_data=(str(train),), test_data=(str(test),)))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Few images timed, PyTorch alone; few strengths of L2."""
+    honest = cost.cost
+    monkeypatch.setattr(cost, "cost", lambda encoder, threads: honest(encoder, threads=threads, runs=2))
+    monkeypatch.setattr(cost, "find_spec", lambda name: None)
+    monkeypatch.setattr(logistic, "L2_GRID", (0.01, 0.1))

@@ -13,34 +13,35 @@ from tinyseed.evaluation.classifier import (
     fit_classifier,
     measure_classifier,
 )
-from tinyseed.evaluation.splits import open_splits
-from tinyseed.settings.evaluation import EvaluationSettings
 
 FINETUNE = Recipe(3, 24, 0.3, 1.0, schedule="cosine")
 FROZEN = Recipe(5, 24, None, 5.0, decay=(0.6, 0.8))
 
 
-@pytest.fixture
-def splits(colors):
-    train, test = colors
-    return open_splits(EvaluationSettings(train_data=(str(train),), test_data=(str(test),)))
+@pytest.fixture(scope="module")
+def before(small):
+    """The weights of the model that is measured, before any training."""
+    return copy.deepcopy(small.state_dict())
+
+
+@pytest.fixture(scope="module")
+def trained(splits, small, before):
+    """The classifier of each recipe, trained without a stop."""
+    return {recipe: fit_classifier(small, splits.train, 3, recipe) for recipe in (FINETUNE, FROZEN)}
 
 
 def same(one: dict, other: dict) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_fine_tuning_changes_the_backbone_and_learns(splits, small):
-    before = copy.deepcopy(small.state_dict())
+def test_fine_tuning_changes_the_backbone_and_learns(splits, small, before, trained):
     untrained = measure_classifier(
         fit_classifier(small, splits.train, 3, Recipe(1, 72, 0.0, 0.0)), splits.test
     ).row
-    model = fit_classifier(small, splits.train, 3, FINETUNE)
+    model = trained[FINETUNE]
     assert same(small.state_dict(), before)  # the model that is measured is left alone
-    trained = model.backbone.state_dict()
-    moved = [
-        name for name, value in small.backbone.named_parameters() if not torch.equal(value, trained[name])
-    ]
+    state = model.backbone.state_dict()
+    moved = [name for name, value in small.backbone.named_parameters() if not torch.equal(value, state[name])]
     assert len(moved) > 0.9 * len(list(small.backbone.parameters()))  # steps below rounding aside
     measured = measure_classifier(model, splits.test)
     assert measured.unreadable == 0
@@ -48,8 +49,8 @@ def test_fine_tuning_changes_the_backbone_and_learns(splits, small):
     assert measured.row["top1"] >= 70
 
 
-def test_a_frozen_backbone_stays_as_it_is_batch_norm_included(splits, small):
-    model = fit_classifier(small, splits.train, 3, FROZEN)
+def test_a_frozen_backbone_stays_as_it_is_batch_norm_included(splits, small, trained):
+    model = trained[FROZEN]
     assert same(small.backbone.state_dict(), model.backbone.state_dict())
     assert float(model.head.weight.detach().abs().max()) > 0.1
     assert measure_classifier(model, splits.test).row["top1"] >= 70
@@ -71,9 +72,9 @@ def test_bfloat16_learns_as_float32_does_and_leaves_float32_weights(splits, smal
 
 
 @pytest.mark.parametrize("recipe", [FINETUNE, FROZEN], ids=["finetune", "frozen"])
-def test_a_stopped_training_goes_on_as_if_it_had_not(splits, small, tmp_path, monkeypatch, recipe):
+def test_a_stopped_training_resumes_bit_exactly(splits, small, trained, tmp_path, monkeypatch, recipe):
     monkeypatch.setattr(module, "SAVE_SECONDS", 0)
-    unbroken = fit_classifier(small, splits.train, 3, recipe)
+    unbroken = trained[recipe]
     honest = module._epoch
     done = []
 

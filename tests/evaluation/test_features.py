@@ -177,11 +177,6 @@ def test_a_cache_that_cannot_be_written_does_no_harm(key, monkeypatch):
 # --- splits and sources --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def opened(colors):
-    return splits_of(*colors)
-
-
 def splits_of(train, test):
     return open_splits(EvaluationSettings(train_data=(str(train),), test_data=(str(test),)))
 
@@ -193,8 +188,8 @@ def pieces(monkeypatch, tmp_path):
     monkeypatch.setenv("TINYSEED_CACHE", str(tmp_path / "cache"))
 
 
-def test_features_in_pieces_are_those_in_one_and_go_on_where_they_stopped(opened, small, pieces, monkeypatch):
-    split = opened.train
+def test_features_in_pieces_are_those_in_one_and_go_on_where_they_stopped(splits, small, pieces, monkeypatch):
+    split = splits.train
     whole = embed_source(small, split.source)
     embedded = []
     honest = module.embed
@@ -219,19 +214,19 @@ def test_features_in_pieces_are_those_in_one_and_go_on_where_they_stopped(opened
     assert torch.equal(embed_split(small, split).features, bank.features)
 
 
-def test_half_precision_is_kept_as_such(opened, small, pieces):
-    split = opened.test
+def test_half_precision_is_kept_as_such(splits, small, pieces):
+    split = splits.test
     half, full = embed_split(small, split, precision="16"), embed_split(small, split, precision="32")
     assert (half.features.dtype, full.features.dtype) == (torch.float16, torch.float32)
     assert torch.equal(half.features, full.features.half())
     assert torch.equal(embed_split(small, split, precision="16").features, half.features)
 
 
-def test_features_beyond_half_precision_are_told(opened, small, pieces, monkeypatch):
+def test_features_beyond_half_precision_are_told(splits, small, pieces, monkeypatch):
     honest = small.features
     monkeypatch.setattr(small, "features", lambda images: honest(images) * 1e7)
     with pytest.raises(RunError, match="set `bank_precision` to 32"):
-        embed_split(small, opened.test, precision="16")
+        embed_split(small, splits.test, precision="16")
 
 
 def test_unreadable_images_are_left_out_and_counted(changed, small, pieces):

@@ -20,5 +20,5 @@ def test_knn_leaves_one_out_where_both_splits_are_the_same(colors, settings, tmp
         (1, "majority"),
         (11, "majority"),
     ]
-    with pytest.raises(InputError, match="^k=12: there are 11 labeled images to vote"):
+    with pytest.raises(InputError, match="k=12: there are 11 labeled images to vote"):
         evaluate(SPEC, KnnSettings(model="random:resnet10t", k=(12,), **given))

@@ -11,7 +11,7 @@ MODEL = "random:resnet10t"
 
 
 def test_linear_fast_learns_colors(settings, tmp_path):
-    report = tinyseed.evaluate("linear", model=MODEL, out=tmp_path, seeds=2, **settings)
+    report = tinyseed.evaluate("linear", model=MODEL, out=tmp_path, seeds=2, l2=(0.01, 0.1), **settings)
     (row,) = json.loads((tmp_path / "evaluate-linear.json").read_text())["results"]
     assert row == report.results[0]
     assert row["top1"] >= 90
@@ -22,7 +22,15 @@ def test_linear_fast_learns_colors(settings, tmp_path):
 
 def test_linear_mocos_protocol_resumes_after_a_stop(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "SAVE_SECONDS", 0)
-    given = {"model": MODEL, "protocol": "moco", "epochs": 3, "batch_size": 24, "seeds": 2, **settings}
+    given = {
+        "model": MODEL,
+        "protocol": "moco",
+        "epochs": 3,
+        "batch_size": 24,
+        "seeds": 2,
+        "limit": 48,
+        **settings,
+    }
     whole = tinyseed.evaluate("linear", **given)
     honest, epochs = classifier._epoch, []
 

@@ -6,20 +6,13 @@ import pytest
 import torch
 
 import tinyseed
-from tinyseed.evaluation import cost, linear, retention
+from tinyseed.evaluation import linear, retention
 from tinyseed.evaluation.report import show
 
 MODEL = "random:resnet10t"
 
 
-@pytest.fixture
-def quick_cost(monkeypatch):
-    honest = cost.cost
-    monkeypatch.setattr(cost, "cost", lambda encoder, threads: honest(encoder, threads=threads, runs=2))
-    monkeypatch.setattr(cost, "find_spec", lambda name: None)
-
-
-def test_retention_is_complete_and_its_shares_are_right(settings, tmp_path, quick_cost):
+def test_retention_is_complete_and_its_shares_are_right(settings, tmp_path, quick):
     given = {"student": MODEL, "teacher": "random:resnet14t", "baseline": "random:resnet10t", **settings}
     report = tinyseed.evaluate("retention", fraction=(0.25,), epochs=2, out=tmp_path, **given)
     rows = json.loads((tmp_path / "evaluate-retention.json").read_text())["results"]
@@ -51,7 +44,7 @@ def fresh_backbone() -> torch.nn.Module:
     return build_backbone("resnet10t", seed=0)
 
 
-def test_retention_resumes_after_a_stop(settings, monkeypatch, quick_cost):
+def test_retention_resumes_after_a_stop(settings, monkeypatch, quick):
     given = {"student": MODEL, "teacher": "random:resnet14t", "quick": True, **settings}
     honest, measured = linear.measure_probe, []
 

@@ -15,9 +15,9 @@ from tinyseed.data.labels import align_labels
 from tinyseed.engine.data import RunData
 from tinyseed.engine.run_folder import Metrics, Quarantine
 from tinyseed.engine.runtime import Runtime
-from tinyseed.evaluation.features import BankKey, FeatureBank, cached, embed, evaluating, view_batches
+from tinyseed.evaluation.features import BankKey, FeatureBank, cached, embed_images, evaluating
 from tinyseed.evaluation.health import effective_rank, neighbor_agreement
-from tinyseed.evaluation.neighbors import knn
+from tinyseed.evaluation.neighbors import top1
 from tinyseed.files import digest
 from tinyseed.methods.base import Method
 from tinyseed.methods.distillation import teacher_bands
@@ -91,16 +91,16 @@ class Monitor:
         with evaluating(encoder):
             student = Network(encoder.features, encoder.input)
             held_out = self._embed_held_out(student)
-            top1 = self._knn(student, held_out)
-        metrics: Metrics = {} if top1 is None else {"knn_top1": top1}
+            accuracy = self._knn(student, held_out)
+        metrics: Metrics = {} if accuracy is None else {"knn_top1": accuracy}
         metrics["effective_rank"] = effective_rank(held_out.features)
         if self.teacher is not None:
             metrics |= self.teacher.metrics
             if len(held_out.features) >= FEWEST_FOR_AGREEMENT:
                 agreement = neighbor_agreement(self.teacher.features, held_out.features)
                 metrics["neighbour_agreement"] = agreement
-            if top1 is not None and self.teacher.metrics.get("knn_top1_teacher"):
-                metrics["knn_ratio"] = top1 / self.teacher.metrics["knn_top1_teacher"]
+            if accuracy is not None and self.teacher.metrics.get("knn_top1_teacher"):
+                metrics["knn_ratio"] = accuracy / self.teacher.metrics["knn_top1_teacher"]
             metrics |= method.health(self.teacher.rows)
         return metrics
 
@@ -109,9 +109,9 @@ class Monitor:
         held_out = self._embed_held_out(network)
         rows = self._embed_held_out(Network(teacher, teacher.input, f"{teacher.digest}-rows", bands))
         metrics: Metrics = {"effective_rank_teacher": effective_rank(held_out.features)}
-        top1 = self._knn(network, held_out)
-        if top1 is not None:
-            metrics["knn_top1_teacher"] = top1
+        accuracy = self._knn(network, held_out)
+        if accuracy is not None:
+            metrics["knn_top1_teacher"] = accuracy
         return MeasuredTeacher(held_out.features, rows.features, metrics)
 
     def _embed_held_out(self, network: Network) -> FeatureBank:
@@ -121,22 +121,17 @@ class Monitor:
         """Features of these images; those of a frozen network come from the cache where it has them."""
 
         def compute() -> FeatureBank:
-            batches = view_batches(
+            return embed_images(
+                network.features,
                 source,
                 images,
                 network.input,
+                on=self.runtime.device,
                 workers=self.workers,
                 reader=self.data.reader,
-                on_bad=self.quarantine.add,
-            )
-            return embed(
-                network.features,
-                batches,
-                device=self.runtime.device,
-                mean=network.input.mean,
-                std=network.input.std,
                 bands=network.bands,
                 autocast=self.runtime.autocast_dtype,
+                on_bad=self.quarantine.add,
             )
 
         if network.digest is None:
@@ -152,17 +147,8 @@ class Monitor:
             return None
         labels = self.held_out_labels[held_out.indices.numpy()]
         bank = self._embed(network, self.data.source, self.data.bank)
-        voting = bank_labels[bank.indices.numpy()]
-        if len(np.unique(voting[voting >= 0])) <= 1 or not (labels >= 0).any():
-            return None
-        (result,) = knn(
-            bank.features,
-            torch.from_numpy(voting),
-            held_out.features,
-            torch.from_numpy(labels),
-            k=(min(KNN_NEIGHBORS, int((voting >= 0).sum())),),
-        )
-        return 100 * result.top1
+        voting = torch.from_numpy(bank_labels[bank.indices.numpy()])
+        return top1(bank.features, voting, held_out.features, torch.from_numpy(labels), KNN_NEIGHBORS)
 
 
 def _held_out_labels(data: RunData) -> NDArray[np.int64] | None:
