@@ -72,7 +72,9 @@ class Progress:
         if not self.live and not final and now - self._shown < PLAIN_LINE_SECONDS:
             return
         self._shown = now
-        line = f"{self.title} {done:,}/{total:,}  {self._time_left(done, total, now) if text is None else text}"
+        line = (
+            f"{self.title} {done:,}/{total:,}  {self._time_left(done, total, now) if text is None else text}"
+        )
         if self.live:
             if self._task is None:
                 self._task = self._bar.add_task("", total=total)

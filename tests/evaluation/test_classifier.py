@@ -13,50 +13,52 @@ from tinyseed.evaluation.classifier import (
     fit_classifier,
     measure_classifier,
 )
-from tinyseed.evaluation.common import DataConfig, open_sides
 
 FINETUNE = Recipe(3, 24, 0.3, 1.0, schedule="cosine")
 FROZEN = Recipe(5, 24, None, 5.0, decay=(0.6, 0.8))
 
 
-@pytest.fixture
-def sides(colours):
-    train, test = colours
-    return open_sides(DataConfig(train_data=(str(train),), test_data=(str(test),)))
+@pytest.fixture(scope="module")
+def before(small):
+    """The weights of the model that is measured, before any training."""
+    return copy.deepcopy(small.state_dict())
+
+
+@pytest.fixture(scope="module")
+def trained(splits, small, before):
+    """The classifier of each recipe, trained without a stop."""
+    return {recipe: fit_classifier(small, splits.train, 3, recipe) for recipe in (FINETUNE, FROZEN)}
 
 
 def same(one: dict, other: dict) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_fine_tuning_changes_the_trunk_and_learns(sides, small):
-    before = copy.deepcopy(small.state_dict())
-    untrained, _ = measure_classifier(
-        fit_classifier(small, sides.train, 3, Recipe(1, 72, 0.0, 0.0)), sides.test
-    )
-    model = fit_classifier(small, sides.train, 3, FINETUNE)
+def test_fine_tuning_changes_the_backbone_and_learns(splits, small, before, trained):
+    untrained = measure_classifier(
+        fit_classifier(small, splits.train, 3, Recipe(1, 72, 0.0, 0.0)), splits.test
+    ).row
+    model = trained[FINETUNE]
     assert same(small.state_dict(), before)  # the model that is measured is left alone
-    trained = model.backbone.state_dict()
-    moved = [
-        name for name, value in small.backbone.named_parameters() if not torch.equal(value, trained[name])
-    ]
+    state = model.backbone.state_dict()
+    moved = [name for name, value in small.backbone.named_parameters() if not torch.equal(value, state[name])]
     assert len(moved) > 0.9 * len(list(small.backbone.parameters()))  # steps below rounding aside
-    figures, unreadable = measure_classifier(model, sides.test)
-    assert unreadable == 0
-    assert figures["top1"] > untrained["top1"] + 20
-    assert figures["top1"] >= 70
+    measured = measure_classifier(model, splits.test)
+    assert measured.unreadable == 0
+    assert measured.row["top1"] > untrained["top1"] + 20
+    assert measured.row["top1"] >= 70
 
 
-def test_a_frozen_trunk_stays_as_it_is_batch_norm_included(sides, small):
-    model = fit_classifier(small, sides.train, 3, FROZEN)
+def test_a_frozen_backbone_stays_as_it_is_batch_norm_included(splits, small, trained):
+    model = trained[FROZEN]
     assert same(small.backbone.state_dict(), model.backbone.state_dict())
     assert float(model.head.weight.detach().abs().max()) > 0.1
-    assert measure_classifier(model, sides.test)[0]["top1"] >= 70
+    assert measure_classifier(model, splits.test).row["top1"] >= 70
 
 
-def test_bfloat16_learns_as_float32_does_and_leaves_float32_weights(sides, small):
+def test_bfloat16_learns_as_float32_does_and_leaves_float32_weights(splits, small):
     models = {
-        precision: fit_classifier(small, sides.train, 3, FINETUNE, precision=precision)
+        precision: fit_classifier(small, splits.train, 3, FINETUNE, precision=precision)
         for precision in ("32", "bf16")
     }
     heads = {precision: model.head.weight.detach() for precision, model in models.items()}
@@ -64,15 +66,15 @@ def test_bfloat16_learns_as_float32_does_and_leaves_float32_weights(sides, small
     distance = float((heads["bf16"] - heads["32"]).norm() / heads["32"].norm())
     assert 1e-6 < distance < 0.5  # another arithmetic, the same training
     tops = {
-        precision: measure_classifier(model, sides.test)[0]["top1"] for precision, model in models.items()
+        precision: measure_classifier(model, splits.test).row["top1"] for precision, model in models.items()
     }
     assert abs(tops["bf16"] - tops["32"]) <= 15
 
 
 @pytest.mark.parametrize("recipe", [FINETUNE, FROZEN], ids=["finetune", "frozen"])
-def test_a_stopped_training_goes_on_as_if_it_had_not(sides, small, tmp_path, monkeypatch, recipe):
+def test_a_stopped_training_resumes_bit_exactly(splits, small, trained, tmp_path, monkeypatch, recipe):
     monkeypatch.setattr(module, "SAVE_SECONDS", 0)
-    unbroken = fit_classifier(small, sides.train, 3, recipe)
+    unbroken = trained[recipe]
     honest = module._epoch
     done = []
 
@@ -85,7 +87,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not(sides, small, tmp_path, mon
     monkeypatch.setattr(module, "_epoch", stops)
     path = tmp_path / "state" / "last.ckpt"
     with pytest.raises(KeyboardInterrupt):
-        fit_classifier(small, sides.train, 3, recipe, checkpoint=path)
+        fit_classifier(small, splits.train, 3, recipe, checkpoint=path)
     assert path.is_file()
     epochs = []
     monkeypatch.setattr(
@@ -93,30 +95,30 @@ def test_a_stopped_training_goes_on_as_if_it_had_not(sides, small, tmp_path, mon
         "_epoch",
         lambda *given, epoch, **more: epochs.append(epoch) or honest(*given, epoch=epoch, **more),
     )
-    resumed = fit_classifier(small, sides.train, 3, recipe, checkpoint=path)
+    resumed = fit_classifier(small, splits.train, 3, recipe, checkpoint=path)
     assert epochs == [recipe.epochs - 1]
     assert same(resumed.state_dict(), unbroken.state_dict())
     assert not path.exists()
     path.write_bytes(b"broken")
     with pytest.raises(RunError, match="checkpoint is broken"):
-        fit_classifier(small, sides.train, 3, recipe, checkpoint=path)
+        fit_classifier(small, splits.train, 3, recipe, checkpoint=path)
 
 
-def test_the_seed_decides(sides, small):
+def test_the_seed_decides(splits, small):
     short = Recipe(1, 24, 0.1, 0.1)
-    one, again, other = (fit_classifier(small, sides.train, 3, short, seed=seed) for seed in (0, 0, 1))
+    one, again, other = (fit_classifier(small, splits.train, 3, short, seed=seed) for seed in (0, 0, 1))
     assert same(one.state_dict(), again.state_dict())
     assert not same(one.state_dict(), other.state_dict())
 
 
-def test_too_high_a_learning_rate_is_told(sides, small):
+def test_too_high_a_learning_rate_is_told(splits, small):
     with pytest.raises(DivergedError, match="learning rate is too high"):
-        fit_classifier(small, sides.train, 3, Recipe(4, 24, 1e20, 1e20))
+        fit_classifier(small, splits.train, 3, Recipe(4, 24, 1e20, 1e20))
 
 
-def test_a_batch_larger_than_the_data_is_refused(sides, small):
-    with pytest.raises(InputError, match="--batch-size: 73: there are 72 images"):
-        fit_classifier(small, sides.train, 3, Recipe(1, 73, None, 1.0))
+def test_a_batch_larger_than_the_data_is_refused(splits, small):
+    with pytest.raises(InputError, match="batch_size=73: there are 72 images"):
+        fit_classifier(small, splits.train, 3, Recipe(1, 73, None, 1.0))
 
 
 def test_schedules():

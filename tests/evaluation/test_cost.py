@@ -17,11 +17,13 @@ def test_multiply_adds_by_hand():
 
 
 def test_a_resnet18_at_224_has_its_published_cost():
-    from tinyseed.evaluation.common import open_model
+    from tinyseed.evaluation.run import open_model
 
     encoder = open_model("random:torchvision/resnet18", "auto")
     network = encoder.backbone.eval()
-    published = 1.814e9 - 512 * 1000  # torchvision's table, less the classifier that the trunk does without
+    published = (
+        1.814e9 - 512 * 1000
+    )  # torchvision's table, less the classifier that the backbone does without
     assert multiply_adds(network, torch.zeros(1, 3, 224, 224)) == pytest.approx(published, rel=2e-3)
 
 

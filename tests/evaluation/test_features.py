@@ -1,4 +1,4 @@
-"""Embedding: order, normalisation, modes restored, and a cache that cannot harm."""
+"""Embedding: order, normalization, modes restored, a cache that cannot harm, and features kept in pieces."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,17 @@ from torch import nn
 from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD
 from tinyseed.errors import RunError
 from tinyseed.evaluation import features as module
-from tinyseed.evaluation.features import BankKey, FeatureBank, cached, embed, evaluating
+from tinyseed.evaluation.features import (
+    BankKey,
+    FeatureBank,
+    cached,
+    embed,
+    embed_source,
+    embed_split,
+    evaluating,
+)
+from tinyseed.evaluation.splits import open_splits
+from tinyseed.settings.evaluation import EvaluationSettings
 
 CPU = torch.device("cpu")
 
@@ -30,31 +40,30 @@ def batches(*groups: list[int]) -> list[Batch]:
     return made
 
 
-def mean_colour(images: torch.Tensor) -> torch.Tensor:
+def mean_color(images: torch.Tensor) -> torch.Tensor:
     return images.mean((2, 3))
 
 
 def test_images_are_normalised_and_stay_in_order():
-    bank = embed(mean_colour, batches([4, 0], [], [200]), device=CPU, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    bank = embed(mean_color, batches([4, 0], [], [200]), device=CPU, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     assert bank.indices.tolist() == [4, 0, 200]
     expected = (np.array([[4], [0], [200]]) / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     np.testing.assert_allclose(bank.features.numpy(), expected, atol=1e-6)
     assert bank.features.dtype == torch.float32
-    assert bank.labels is None
+    assert bank.labels.tolist() == [-1, -1, -1]
 
 
 def test_the_batches_are_left_as_they_were():
     (batch,) = batches([7, 9])
-    embed(mean_colour, [batch], device=CPU, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    embed(mean_color, [batch], device=CPU, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     assert batch.pixels.unique().tolist() == [7, 9]
 
 
 def test_labels_follow_their_images():
     labels = np.array([5, -1, 7, 8], np.int64)
     bank = embed(
-        mean_colour, batches([3, 1], [0]), device=CPU, mean=IMAGENET_MEAN, std=IMAGENET_STD, labels=labels
+        mean_color, batches([3, 1], [0]), device=CPU, mean=IMAGENET_MEAN, std=IMAGENET_STD, labels=labels
     )
-    assert bank.labels is not None
     assert bank.labels.tolist() == [8, -1, 5]
 
 
@@ -63,7 +72,7 @@ def test_autocast_is_for_the_network_alone():
     seen = []
 
     def network(images: torch.Tensor) -> torch.Tensor:
-        out = layer(mean_colour(images))
+        out = layer(mean_color(images))
         seen.append(out.dtype)
         return out
 
@@ -77,7 +86,7 @@ def test_autocast_is_for_the_network_alone():
 
 def test_nothing_readable_is_told():
     with pytest.raises(RunError, match="no image could be read"):
-        embed(mean_colour, batches([], []), device=CPU, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        embed(mean_color, batches([], []), device=CPU, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def test_every_part_gets_its_mode_back():
@@ -116,14 +125,12 @@ def refuse() -> FeatureBank:
 def assert_same(one: FeatureBank, other: FeatureBank) -> None:
     assert torch.equal(one.features, other.features)
     assert torch.equal(one.indices, other.indices)
-    assert (one.labels is None) == (other.labels is None)
-    if one.labels is not None and other.labels is not None:
-        assert torch.equal(one.labels, other.labels)
+    assert torch.equal(one.labels, other.labels)
 
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_a_bank_is_computed_once(key, labelled):
-    bank = made_bank() if labelled else FeatureBank(torch.randn(7, 5), torch.arange(7))
+    bank = made_bank() if labelled else FeatureBank(torch.randn(7, 5), torch.arange(7), torch.full((7,), -1))
     assert_same(cached(key, lambda: bank), bank)
     assert_same(cached(key, refuse), bank)
 
@@ -165,3 +172,73 @@ def test_a_cache_that_cannot_be_written_does_no_harm(key, monkeypatch):
     monkeypatch.setattr(module, "write_arrays", full)
     bank = made_bank()
     assert_same(cached(key, lambda: bank), bank)
+
+
+# --- splits and sources --------------------------------------------------------------------------------------------
+
+
+def splits_of(train, test):
+    return open_splits(EvaluationSettings(train_data=(str(train),), test_data=(str(test),)))
+
+
+@pytest.fixture
+def pieces(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "BATCH", 4)
+    monkeypatch.setattr(module, "PIECE", 16)
+    monkeypatch.setenv("TINYSEED_CACHE", str(tmp_path / "cache"))
+
+
+def test_features_in_pieces_are_those_in_one_and_go_on_where_they_stopped(splits, small, pieces, monkeypatch):
+    split = splits.train
+    whole = embed_source(small, split.source)
+    embedded = []
+    honest = module.embed
+
+    def stops(network, batches, **settings):
+        if len(embedded) == 2:
+            raise KeyboardInterrupt
+        embedded.append(honest(network, batches, **settings))
+        return embedded[-1]
+
+    monkeypatch.setattr(module, "embed", stops)
+    with pytest.raises(KeyboardInterrupt):
+        embed_split(small, split)
+    again = []
+    monkeypatch.setattr(module, "embed", lambda *given, **more: again.append(0) or honest(*given, **more))
+    bank = embed_split(small, split)
+    assert len(again) == 3  # of five pieces two were there
+    torch.testing.assert_close(bank.features, whole.features, atol=1e-5, rtol=1e-5)
+    assert torch.equal(bank.labels, whole.labels)
+    assert torch.equal(bank.indices, torch.arange(72))
+    monkeypatch.setattr(module, "embed", None)
+    assert torch.equal(embed_split(small, split).features, bank.features)
+
+
+def test_half_precision_is_kept_as_such(splits, small, pieces):
+    split = splits.test
+    half, full = embed_split(small, split, precision="16"), embed_split(small, split, precision="32")
+    assert (half.features.dtype, full.features.dtype) == (torch.float16, torch.float32)
+    assert torch.equal(half.features, full.features.half())
+    assert torch.equal(embed_split(small, split, precision="16").features, half.features)
+
+
+def test_features_beyond_half_precision_are_told(splits, small, pieces, monkeypatch):
+    honest = small.features
+    monkeypatch.setattr(small, "features", lambda images: honest(images) * 1e7)
+    with pytest.raises(RunError, match="set `bank_precision` to 32"):
+        embed_split(small, splits.test, precision="16")
+
+
+def test_unreadable_images_are_left_out_and_counted(changed, small, pieces):
+    train, test = changed
+    for number in range(16):
+        (train / "blue" / f"train-blue-{number:02d}.png").write_bytes(b"no image")
+    splits = splits_of(train, test)
+    bank = embed_split(small, splits.train)
+    assert bank.unreadable == 16
+    assert torch.equal(bank.indices, torch.arange(16, 72))
+    assert np.bincount(bank.labels.numpy()).tolist() == [8, 24, 24]
+    for file in test.rglob("*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(RunError, match="no image could be read"):
+        embed_split(small, splits.test)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tinyseed.evaluation.health import effective_rank, neighbour_agreement
+from tinyseed.evaluation.health import effective_rank, neighbor_agreement
 
 
 def features(images: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -19,23 +19,23 @@ def rotation(width: int) -> torch.Tensor:
 
 def test_the_same_features_agree_wholly():
     teacher = features(80, 16)
-    assert neighbour_agreement(teacher, teacher) == 1
+    assert neighbor_agreement(teacher, teacher) == 1
 
 
 def test_rotated_scaled_and_widened_features_agree_wholly():
     teacher = features(80, 16)
     scales = 0.1 + 5 * torch.rand(80, 1, generator=torch.Generator().manual_seed(1))
     student = torch.cat((scales * teacher @ rotation(16), torch.zeros(80, 5)), 1)
-    assert neighbour_agreement(teacher, student) == 1
+    assert neighbor_agreement(teacher, student) == 1
 
 
 def test_unrelated_features_agree_by_chance():
-    agreement = neighbour_agreement(features(400, 16), features(400, 24, seed=1))
-    # 4,000 neighbours, each shared with chance 10 / 399: five standard errors are 0.0124
+    agreement = neighbor_agreement(features(400, 16), features(400, 24, seed=1))
+    # 4,000 neighbors, each shared with chance 10 / 399: five standard errors are 0.0124
     assert agreement == pytest.approx(10 / 399, abs=0.0124)
 
 
-def test_agreement_is_the_mean_overlap_of_neighbour_sets():
+def test_agreement_is_the_mean_overlap_of_neighbor_sets():
     teacher, student = features(60, 8), features(60, 8) + 0.8 * features(60, 12, seed=1)[:, :8]
     sets = []
     for matrix in (teacher.double(), student.double()):
@@ -43,27 +43,27 @@ def test_agreement_is_the_mean_overlap_of_neighbour_sets():
         sets.append([set(row.tolist()) for row in cosines.argsort(1, descending=True)[:, :7]])
     expected = np.mean([len(one & other) / 7 for one, other in zip(*sets, strict=True)])
     assert 0.1 < expected < 0.9
-    assert neighbour_agreement(teacher, student, neighbours=7) == pytest.approx(expected)
+    assert neighbor_agreement(teacher, student, neighbors=7) == pytest.approx(expected)
 
 
 def test_half_of_two_clusters_by_construction():
     """Four images in two pairs: the teacher pairs 01 23, the student 01 23 (agree) or 02 13 (do not)."""
     teacher = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
-    assert neighbour_agreement(teacher, teacher[[1, 0, 3, 2]], neighbours=1) == 1
-    assert neighbour_agreement(teacher, teacher[[0, 2, 1, 3]], neighbours=1) == 0
+    assert neighbor_agreement(teacher, teacher[[1, 0, 3, 2]], neighbors=1) == 1
+    assert neighbor_agreement(teacher, teacher[[0, 2, 1, 3]], neighbors=1) == 0
 
 
 @pytest.mark.parametrize(("images", "expected"), [(0, math.nan), (2, math.nan), (3, 1.0), (11, 1.0)])
 def test_few_images(images, expected):
-    agreement = neighbour_agreement(features(images, 4), features(images, 6, seed=1))
+    agreement = neighbor_agreement(features(images, 4), features(images, 6, seed=1))
     assert agreement == pytest.approx(expected, nan_ok=True)
 
 
 def test_features_that_are_no_numbers_have_no_health():
     broken = features(20, 4)
     broken[3, 2] = math.nan
-    assert math.isnan(neighbour_agreement(broken, features(20, 4)))
-    assert math.isnan(neighbour_agreement(features(20, 4), broken))
+    assert math.isnan(neighbor_agreement(broken, features(20, 4)))
+    assert math.isnan(neighbor_agreement(features(20, 4), broken))
     assert math.isnan(effective_rank(broken))
     assert math.isnan(effective_rank(torch.empty(0, 4)))
 

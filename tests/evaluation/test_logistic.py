@@ -1,4 +1,4 @@
-"""Logistic regression against scikit-learn's, at the same regularisation."""
+"""Logistic regression against scikit-learn's, at the same regularization."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from tinyseed.evaluation import logistic as module
-from tinyseed.evaluation.bank import Photos
-from tinyseed.evaluation.logistic import fit_logistic, standardiser
-from tinyseed.evaluation.probe import L2_GRID, probe
+from tinyseed.evaluation.features import FeatureBank
+from tinyseed.evaluation.logistic import L2_GRID, fit_logistic, probe, standardizer
 
 CLASSES, WIDTH = 6, 40
 
@@ -17,11 +16,11 @@ CLASSES, WIDTH = 6, 40
 def problem(images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Overlapping classes; features as after a ReLU, of very different scales."""
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(9))
+    centers = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(9))
     labels = torch.randint(CLASSES, (images,), generator=generator)
     noise = torch.randn(images, WIDTH, generator=generator)
     scale = torch.logspace(-2, 2, WIDTH)
-    return (0.5 * centres[labels] + noise).relu() * scale, labels
+    return (0.5 * centers[labels] + noise).relu() * scale, labels
 
 
 def reference(features: torch.Tensor, labels: torch.Tensor, l2: float, tol: float = 1e-9):
@@ -49,7 +48,7 @@ def test_the_optimum_is_scikit_learns(monkeypatch, blocks):
 def test_the_gradient_is_that_of_autograd_and_vanishes_at_the_optimum():
     features, labels = problem(300, 1)
     fitted = fit_logistic(features, labels, (0.01, 0.1), CLASSES)
-    standard = standardiser(features.double())(features.double())
+    standard = standardizer(features.double())(features.double())
     for number, l2 in enumerate((0.01, 0.1)):
         weight = fitted.weight[number].double().requires_grad_()
         bias = fitted.bias[number].double().requires_grad_()
@@ -93,7 +92,9 @@ def test_constant_features_and_absent_classes_are_no_trouble():
 def test_the_probe_chooses_on_validation_and_tells_it():
     train, labels = problem(400, 6)
     test, test_labels = problem(500, 7)
-    sides = [Photos(rows, of, torch.arange(len(of))) for rows, of in ((train, labels), (test, test_labels))]
+    sides = [
+        FeatureBank(rows, torch.arange(len(of)), of) for rows, of in ((train, labels), (test, test_labels))
+    ]
     found = probe(*sides, CLASSES)
     assert found == probe(*sides, CLASSES)
     assert found["l2"] in L2_GRID

@@ -14,11 +14,11 @@ from tinyseed.evaluation.search import nearest
 def clusters(images: int, classes: int, width: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Overlapping classes of features that are not unit vectors."""
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
+    centers = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
     labels = torch.randint(classes, (images,), generator=generator)
     noise = torch.randn(images, width, generator=generator)
     scale = 0.5 + 3 * torch.rand(images, 1, generator=generator)
-    return (centres[labels] + 1.6 * noise) * scale, labels
+    return (centers[labels] + 1.6 * noise) * scale, labels
 
 
 @pytest.fixture(params=["one tile", "many tiles"])
@@ -70,7 +70,7 @@ def test_nearest_are_those_of_a_float64_sort(tiles):
     )
 
 
-def test_an_image_is_not_its_own_neighbour(tiles):
+def test_an_image_is_not_its_own_neighbor(tiles):
     features, _ = clusters(211, 5, 16)
     for count in (1, 20, 210):
         found = nearest(features, features, count, exclude_self=True)
@@ -173,7 +173,7 @@ def test_a_bank_too_large_to_be_kept_is_made_anew(scanned, monkeypatch):
     assert torch.equal(kept.similarities, made_anew.similarities)
 
 
-def test_many_neighbours_and_small_banks_are_searched_exhaustively(scanned):
+def test_many_neighbors_and_small_banks_are_searched_exhaustively(scanned):
     bank, _ = clusters(1200, 5, 16)
     nearest(bank[:40], bank[:999], 5)
     nearest(bank[:40], bank, 40)

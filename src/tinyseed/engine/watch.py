@@ -4,14 +4,13 @@ Teacher and student are measured by the same code on the same images.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tinyseed.data.loader import EvaluationBatch, evaluation_batches
 from tinyseed.data.sources import Source
 from tinyseed.engine.build import RunData
 from tinyseed.engine.channels import image_bands, teacher_bands
@@ -19,9 +18,9 @@ from tinyseed.engine.config import TrainConfig
 from tinyseed.engine.quarantine import Quarantine
 from tinyseed.engine.run_folder import Figures
 from tinyseed.engine.runtime import Runtime
-from tinyseed.evaluation.features import BankKey, FeatureBank, cached, embed, evaluating
+from tinyseed.evaluation.features import BankKey, FeatureBank, cached, embed_images, evaluating
 from tinyseed.evaluation.health import effective_rank, neighbor_agreement
-from tinyseed.evaluation.neighbors import knn
+from tinyseed.evaluation.neighbors import top1
 from tinyseed.evaluation.splits import align_labels
 from tinyseed.methods.method import Method
 from tinyseed.methods.seed import Seed
@@ -91,15 +90,15 @@ class Watch:
         with evaluating(encoder):
             student = Network(encoder.features, encoder.input)
             held_out = self._embed_held_out(student)
-            top1 = self._knn(student, held_out)
-        figures: Figures = {} if top1 is None else {"knn_top1": top1}
+            accuracy = self._knn(student, held_out)
+        figures: Figures = {} if accuracy is None else {"knn_top1": accuracy}
         figures["effective_rank"] = effective_rank(held_out.features)
         if self.teacher is not None:
             figures |= self.teacher.figures
             if len(held_out.features) >= FEWEST_FOR_AGREEMENT:
                 figures["neighbour_agreement"] = neighbor_agreement(self.teacher.features, held_out.features)
-            if top1 is not None and self.teacher.figures.get("knn_top1_teacher"):
-                figures["knn_ratio"] = top1 / self.teacher.figures["knn_top1_teacher"]
+            if accuracy is not None and self.teacher.figures.get("knn_top1_teacher"):
+                figures["knn_ratio"] = accuracy / self.teacher.figures["knn_top1_teacher"]
         if isinstance(method, Seed) and self.teacher is not None:
             figures["target_entropy"] = _mean_target_entropy(method, self.teacher.rows)
         return figures
@@ -110,9 +109,9 @@ class Watch:
         held_out = self._embed_held_out(network)
         rows = self._embed_held_out(Network(teacher, teacher.input, f"{teacher.digest}-rows", bands))
         figures = {"effective_rank_teacher": effective_rank(held_out.features)}
-        top1 = self._knn(network, held_out)
-        if top1 is not None:
-            figures["knn_top1_teacher"] = top1
+        accuracy = self._knn(network, held_out)
+        if accuracy is not None:
+            figures["knn_top1_teacher"] = accuracy
         return TeacherView(held_out.features, rows.features, figures)
 
     def _embed_held_out(self, network: Network) -> FeatureBank:
@@ -129,28 +128,18 @@ class Watch:
     def _embed_anew(self, network: Network, source: Source, indices: NDArray[np.int64]) -> FeatureBank:
         workers = self.config.workers
         assert workers != "auto", "settle() came first"
-        batches = evaluation_batches(
+        return embed_images(
+            network.features,
             source,
             indices,
-            size=network.input.size,
-            interpolation=network.input.interpolation,
-            bands=image_bands(self.config),
+            network.input,
+            on=self.runtime.device,
             workers=workers,
-        )
-        return embed(
-            network.features,
-            self._noting_bad(batches),
-            device=self.runtime.device,
-            mean=network.input.mean,
-            std=network.input.std,
+            reader=image_bands(self.config),
             bands=network.bands,
             autocast=self.runtime.autocast_dtype,
+            on_bad=self.quarantine.add,
         )
-
-    def _noting_bad(self, batches: Iterable[EvaluationBatch]) -> Iterator[EvaluationBatch]:
-        for batch in batches:
-            self.quarantine.add(batch.bad)
-            yield batch
 
     def _knn(self, network: Network, held_out: FeatureBank) -> float | None:
         """k-NN top-1 in per cent against images of the training part; None without labels of two classes."""
@@ -159,17 +148,8 @@ class Watch:
             return None
         labels = self.held_out_labels[held_out.indices.numpy()]
         bank = self._embed(network, self.data.source, self.data.bank)
-        voting = bank_labels[bank.indices.numpy()]
-        if len(np.unique(voting[voting >= 0])) <= 1 or not (labels >= 0).any():
-            return None
-        (result,) = knn(
-            bank.features,
-            torch.from_numpy(voting),
-            held_out.features,
-            torch.from_numpy(labels),
-            k=(min(KNN_NEIGHBOURS, int((voting >= 0).sum())),),
-        )
-        return 100 * result.top1
+        voting = torch.from_numpy(bank_labels[bank.indices.numpy()])
+        return top1(bank.features, voting, held_out.features, torch.from_numpy(labels), KNN_NEIGHBOURS)
 
 
 def _held_out_labels(data: RunData) -> NDArray[np.int64] | None:

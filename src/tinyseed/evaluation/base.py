@@ -1,7 +1,7 @@
 """What an evaluation is: its settings, how it measures a model, and what a measurement holds.
 
-An evaluation is one file that ends in a record, `SPEC = EvaluationSpec(…)`, and one line in catalog.py. Opening data and
-models, timing, resuming and reporting are the driver's work (run.py).
+An evaluation is one file that ends in a record, `SPEC = EvaluationSpec(…)`, and one line in catalog.py. Opening data
+and models, timing, resuming and reporting are the driver's work (run.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence, Sized

@@ -24,7 +24,7 @@ from tinyseed.data.loader import Plan, TrainingBatch, TrainingViews, training_ba
 from tinyseed.data.views import normalise
 from tinyseed.errors import InputError, RunError
 from tinyseed.evaluation.base import Measurement
-from tinyseed.evaluation.features import BATCH, device, embed, evaluating, view_batches
+from tinyseed.evaluation.features import device, embed_images, evaluating
 from tinyseed.evaluation.metrics import class_metrics
 from tinyseed.evaluation.splits import Split
 from tinyseed.files import read_checkpoint, write_checkpoint
@@ -177,7 +177,9 @@ def fit_classifier(
     for epoch in track(range(first, recipe.epochs), f"{title}: epochs", recipe.epochs, first):
         loss = _epoch(training, batches, epoch=epoch)
         if not math.isfinite(loss):
-            raise DivergedError(f"the loss is {loss} in epoch {epoch + 1}: give a lower learning rate (`lr`)")
+            raise DivergedError(
+                f"the loss is {loss} in epoch {epoch + 1}: the learning rate is too high; give a lower `lr`"
+            )
         if checkpoint is not None and time.monotonic() - saved >= SAVE_SECONDS:
             training.save(checkpoint, epoch + 1)
             saved = time.monotonic()
@@ -304,10 +306,9 @@ def measure_classifier(model: Classifier, test: Split, *, workers: int = 0) -> M
     Raises:
         RunError: not one image can be read.
     """
-    contract = model.backbone.input
-    batches = view_batches(test.source, test.indices, contract, workers=workers)
-    shown = track(batches, "test images", -(-len(test) // BATCH))
     with evaluating(model):
-        bank = embed(model, shown, device=device(), mean=contract.mean, std=contract.std)
-    labels = torch.from_numpy(test.labels[np.searchsorted(test.indices, bank.indices.numpy())])
-    return Measurement((class_metrics(bank.features, labels),), unreadable=len(test) - len(bank.indices))
+        bank = embed_images(
+            model, test.source, test.indices, model.backbone.input, title="test images", workers=workers
+        )
+    labels = test.labels_of(bank.indices)
+    return Measurement((class_metrics(bank.features, labels),), unreadable=bank.unreadable)

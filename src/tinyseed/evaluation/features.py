@@ -149,7 +149,7 @@ def view_batches(
     *,
     workers: int = 0,
     reader: Bands | None = None,
-    on_bad: Callable[[Sequence[BadRecord]], object] = len,
+    on_bad: Callable[[tuple[BadRecord, ...]], object] = len,
 ) -> Iterator[EvaluationBatch]:
     """The evaluation views of these images, in order, as a network with this input contract expects them.
 
@@ -177,27 +177,62 @@ def view_batches(
         yield batch
 
 
+def embed_images(
+    features: Callable[[Images], Features],
+    source: Source,
+    images: NDArray[np.int64],
+    contract: InputContract,
+    *,
+    on: torch.device | None = None,
+    title: str | None = None,
+    workers: int = 0,
+    reader: Bands | None = None,
+    bands: Sequence[int] | None = None,
+    autocast: torch.dtype | None = None,
+    on_bad: Callable[[tuple[BadRecord, ...]], object] = len,
+) -> FeatureBank:
+    """Features of these images of a source in the evaluation view, with the source's labels.
+
+    Args:
+        features: see `embed`.
+        source: holds the images.
+        images: their positions.
+        contract: the images that the network expects.
+        on: where the network is; by default `device()`.
+        title: for a progress line; None: there is none.
+        workers: number of processes that decode.
+        reader: see `view_batches`.
+        bands: see `embed`.
+        autocast: see `embed`.
+        on_bad: see `view_batches`.
+
+    Raises:
+        RunError: not one image can be read.
+    """
+    batches = view_batches(source, images, contract, workers=workers, reader=reader, on_bad=on_bad)
+    bank = embed(
+        features,
+        batches if title is None else track(batches, title, -(-len(images) // BATCH)),
+        device=on or device(),
+        mean=contract.mean,
+        std=contract.std,
+        bands=bands,
+        autocast=autocast,
+        labels=source.labels,
+    )
+    return replace(bank, unreadable=len(images) - len(bank.indices))
+
+
 def embed_source(
-    encoder: Encoder, source: Source, *, size: int | None = None, workers: int = 0, title: str = "features"
+    encoder: Encoder, source: Source, *, size: int | None = None, workers: int = 0
 ) -> FeatureBank:
     """Backbone features of a whole source in the evaluation view, labeled or not; nothing is kept in the cache.
 
     `size` is the side of the view in pixels; by default what the encoder expects.
     """
-    images = np.arange(len(source), dtype=np.int64)
     contract = replace(encoder.input, size=size or encoder.input.size)
-    batches = view_batches(source, images, contract, workers=workers)
-    shown = track(batches, title, -(-len(images) // BATCH))
     with evaluating(encoder.to(device())):
-        bank = embed(
-            encoder.features,
-            shown,
-            device=device(),
-            mean=contract.mean,
-            std=contract.std,
-            labels=source.labels,
-        )
-    return FeatureBank(bank.features, bank.indices, bank.labels, len(images) - len(bank.indices))
+        return embed_images(encoder.features, source, np.arange(len(source)), contract, workers=workers)
 
 
 def embed_splits(
@@ -246,8 +281,7 @@ def embed_split(
         why = f" (the last, {bad[-1].name}: {bad[-1].reason})" if bad else ""
         raise RunError(f"no image could be read, so there is nothing to evaluate{why}")
     rows, positions = rows[:filled], positions[:filled]
-    labels = split.labels[np.searchsorted(split.indices, positions.numpy())]
-    return FeatureBank(rows, positions, torch.from_numpy(labels), len(split) - filled)
+    return FeatureBank(rows, positions, split.labels_of(positions), len(split) - filled)
 
 
 def _pieces(

@@ -92,6 +92,25 @@ def knn(
     return tuple(results)
 
 
+def top1(
+    train: Float[Tensor, "m f"],
+    train_labels: Int64[Tensor, " m"],
+    test: Float[Tensor, "n f"],
+    test_labels: Int64[Tensor, " n"],
+    k: int = 10,
+) -> float | None:
+    """Weighted k-NN top-1 in per cent, with as many voters as there are up to k; see `knn`.
+
+    Returns:
+        None where nothing can be said: no labeled test image, or voters of fewer than two classes.
+    """
+    voters = train_labels[train_labels >= 0]
+    if len(voters.unique()) < 2 or not bool((test_labels >= 0).any()):
+        return None
+    (result,) = knn(train, train_labels, test, test_labels, k=(min(k, len(voters)),))
+    return 100 * result.top1
+
+
 def _labeled(
     features: Float[Tensor, "n f"], labels: Indices
 ) -> tuple[Float[Tensor, "m f"], Int64[Tensor, " m"]]:

@@ -65,19 +65,17 @@ class RetentionSettings(semi.FineTuneSettings):
 
 def subjects(settings: RetentionSettings) -> tuple[Subject, ...]:
     """Random init, the baseline if there is one, the student and the teacher, in this order."""
-    student = _open("student", settings.student, settings)
-    teacher = _open("teacher", settings.teacher, settings)
+    student, teacher = _open("student", settings), _open("teacher", settings)
     fresh = random_init(student.encoder, settings.seed)
     random = Subject("random", loading.RANDOM + student.encoder.backbone.name, fresh)
-    if settings.baseline is None:
-        return (random, student, teacher)
-    with argument("baseline", alone="baseline"):
-        baseline = _open("alone", settings.baseline, settings)
-    return (random, baseline, student, teacher)
+    baseline = () if settings.baseline is None else (_open("alone", settings),)
+    return (random, *baseline, student, teacher)
 
 
-def _open(role: str, name: str, settings: RetentionSettings) -> Subject:
-    with argument(role, model=role):
+def _open(role: str, settings: RetentionSettings) -> Subject:
+    setting = "baseline" if role == "alone" else role
+    name = getattr(settings, setting)
+    with argument(setting, model=setting, arch=setting):
         encoder = run.open_model(name, settings.image_size, round_size=role == "teacher")
     return Subject(role, name, encoder)
 

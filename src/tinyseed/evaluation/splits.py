@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tinyseed.data.sources import Source, open_source
@@ -11,6 +12,7 @@ from tinyseed.data.split import sample
 from tinyseed.errors import InputError, argument
 from tinyseed.files import digest
 from tinyseed.settings.evaluation import EvaluationSettings
+from tinyseed.shapes import Indices
 
 _MOST_NAMES = 5
 
@@ -36,6 +38,10 @@ class Split:
     def fingerprint(self) -> str:
         """A digest of these images and their labels."""
         return digest(self.source.fingerprint, self.indices, self.labels)
+
+    def labels_of(self, positions: Indices) -> Indices:
+        """The classes of some of these images, by their positions in the source."""
+        return torch.from_numpy(self.labels[np.searchsorted(self.indices, positions.numpy())])
 
     def take(self, places: NDArray[np.int64]) -> "Split":
         """Some of these images, by their places among them."""

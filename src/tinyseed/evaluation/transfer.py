@@ -151,7 +151,10 @@ def _validate(
         except classifier.DivergedError:
             return Measurement(({"top1": -1.0, "mean_per_class": -1.0},))
 
-    return {lr: resume.remember(f"validation-{lr:g}", lambda lr=lr: validate(lr)).row[metric] for lr in rates}
+    return {
+        lr: resume.remember(f"validation-{lr:g}", partial(validate, lr)).row[metric]
+        for lr in settings.lr or LR_GRID
+    }
 
 
 def _finetune(

@@ -1,0 +1,49 @@
+"""`evaluate linear` as a user runs it."""
+
+import json
+
+import pytest
+
+import tinyseed
+from tinyseed.evaluation import classifier
+
+MODEL = "random:resnet10t"
+
+
+def test_linear_fast_learns_colors(settings, tmp_path):
+    report = tinyseed.evaluate("linear", model=MODEL, out=tmp_path, seeds=2, l2=(0.01, 0.1), **settings)
+    (row,) = json.loads((tmp_path / "evaluate-linear.json").read_text())["results"]
+    assert row == report.results[0]
+    assert row["top1"] >= 90
+    assert row["top1_std"] >= 0
+    assert (row["protocol"], row["seeds"], row["converged"]) == ("fast", 2, True)
+    assert "± " in (tmp_path / "evaluate-linear.md").read_text()
+
+
+def test_linear_mocos_protocol_resumes_after_a_stop(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "SAVE_SECONDS", 0)
+    given = {
+        "model": MODEL,
+        "protocol": "moco",
+        "epochs": 3,
+        "batch_size": 24,
+        "seeds": 2,
+        "limit": 48,
+        **settings,
+    }
+    whole = tinyseed.evaluate("linear", **given)
+    honest, epochs = classifier._epoch, []
+
+    def stops(*given, epoch):
+        epochs.append(epoch)
+        if len(epochs) == 5:
+            raise KeyboardInterrupt
+        return honest(*given, epoch=epoch)
+
+    monkeypatch.setattr(classifier, "_epoch", stops)
+    with pytest.raises(KeyboardInterrupt):
+        tinyseed.evaluate("linear", **given)
+    resumed = tinyseed.evaluate("linear", **given)
+    assert epochs == [0, 1, 2, 0, 1, 1, 2]  # the first seed was done, the second after one epoch
+    assert resumed.results == whole.results
+    assert whole.results[0]["lr"] == pytest.approx(30 * 24 / 256)
