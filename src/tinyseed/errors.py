@@ -1,8 +1,8 @@
 """The two ways in which tinyseed fails on purpose, and how an error gets the name of the argument that it is about.
 
 Library functions say which value is wrong and what to do about it. A caller that passes its own argument on says so
-with `argument(...)`; the command line then writes `--teacher`, Python writes `teacher=`. A remedy names other arguments in
-backticks (`` `teacher_weights` ``), which the command line turns into flags.
+with `argument(...)`; the command line then writes `--teacher`, Python writes `teacher=`. A remedy names other arguments
+in backticks (`` `teacher_weights` ``), which the command line turns into flags.
 """
 
 import re
