@@ -6,12 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from tinyseed.evaluation.catalog import EVALUATIONS, find_evaluation
 
 import tinyseed
 from tinyseed.errors import InputError, RunError
 from tinyseed.evaluation import logistic
 from tinyseed.evaluation.base import Interrupted, Measurement, Subject, merge
-from tinyseed.evaluation.catalog import EVALUATIONS, find_evaluation
 from tinyseed.evaluation.logistic import fit_logistic
 from tinyseed.evaluation.report import show
 from tinyseed.evaluation.resume import Resume
