@@ -92,6 +92,15 @@ def test_the_report_says_what_was_measured_and_with_what(squares_voc, tmp_path):
     assert "tinyseed evaluate detect --model" in (tmp_path / "evaluate-detect.md").read_text()
 
 
+def test_images_that_cannot_be_decoded_count_as_without_detections(voc_folder, tmp_path):
+    folder = voc_folder()
+    broken = folder / "JPEGImages/001.jpg"
+    broken.write_bytes(broken.read_bytes()[:700])  # its header says the size
+    report = run(settings_for(folder, tmp_path / "out", test_split="trainval", schedule=1))
+    assert (report.test_images, report.unreadable_images) == (2, 1)
+    assert "test: 1 images could not be decoded: nothing is detected in them" in report.notes
+
+
 def test_a_stopped_evaluation_resumes(squares_voc, tmp_path):
     settings = settings_for(squares_voc, tmp_path)
     assert evaluate(SPEC, settings, stop=lambda: True) is None
@@ -212,5 +221,6 @@ def test_one_line_for_people(squares_voc, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", "detect", *map(str, arguments)])
     assert ended.value.code == 2
-    *_, error = capsys.readouterr().err.splitlines()
+    progress, error = capsys.readouterr().err.splitlines()
+    assert progress == "reading annotations"
     assert error.startswith("tinyseed: error: model=test_vit: has no feature maps")
