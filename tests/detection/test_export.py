@@ -3,6 +3,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from tinyseed.evaluation.detect.detectron import export_detectron2
 
 from tinyseed.detection.export import export_detectron2
 from tinyseed.errors import InputError

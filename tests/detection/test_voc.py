@@ -1,6 +1,7 @@
 import xml.etree.ElementTree as ET
 
 import pytest
+from tinyseed.evaluation.detect.voc import read_voc
 
 from tinyseed.detection.voc import read_voc
 from tinyseed.errors import InputError

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD
+from tinyseed.data.render import IMAGENET_MEAN, IMAGENET_STD
 from tinyseed.errors import RunError
 from tinyseed.evaluation import features as module
 from tinyseed.evaluation.features import (

@@ -16,12 +16,15 @@ from tinyseed.lazy import lazy
 from tinyseed.progress import Progress
 
 if TYPE_CHECKING:
+    from tinyseed.checkpoints import load as loading
     from tinyseed.detection import levels, trial
     from tinyseed.models import encoder as models
-    from tinyseed.models import teacher as loading
+    from tinyseed.models import spec as specs
 else:
     levels, trial = lazy("tinyseed.detection.levels", "tinyseed.detection.trial")
-    models, loading = lazy("tinyseed.models.encoder", "tinyseed.models.teacher")
+    loading, models, specs = lazy(
+        "tinyseed.checkpoints.load", "tinyseed.models.encoder", "tinyseed.models.spec"
+    )
 
 
 def open_data(settings: DetectSettings) -> AnnotatedSplits:
@@ -69,7 +72,7 @@ def subjects(settings: DetectSettings) -> tuple[Subject, ...]:
         InputError: there is no such model, or it has no feature maps to build a detector on.
     """
     with argument("model"):
-        model = loading.load_model(settings.model, seed=settings.seed)
+        model = loading.load_model(specs.ModelSpec(settings.model, seed=settings.seed))
         levels.feature_levels(model.backbone, norm=settings.norm)
     found = [Subject("model", settings.model, model)]
     with argument("compare"):
@@ -77,7 +80,7 @@ def subjects(settings: DetectSettings) -> tuple[Subject, ...]:
             if name == RANDOM_INIT:
                 encoder = loading.random_init(model, settings.seed)
             else:
-                encoder = loading.load_model(name, seed=settings.seed)
+                encoder = loading.load_model(specs.ModelSpec(name, seed=settings.seed))
             levels.feature_levels(encoder.backbone, norm=settings.norm)
             found.append(Subject("compare", name, encoder))
     return tuple(found)

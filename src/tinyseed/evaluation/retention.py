@@ -15,18 +15,20 @@ from tinyseed.lazy import lazy
 from tinyseed.settings.evaluation import at_least
 
 if TYPE_CHECKING:
+    from tinyseed.checkpoints import load as loading
     from tinyseed.evaluation import cost, report, resume, run, splits
     from tinyseed.models import encoder as models
-    from tinyseed.models import teacher as loading
+    from tinyseed.models import spec
 else:
-    cost, report, resume, run, splits, models, loading = lazy(
+    loading, cost, report, resume, run, splits, models, spec = lazy(
+        "tinyseed.checkpoints.load",
         "tinyseed.evaluation.cost",
         "tinyseed.evaluation.report",
         "tinyseed.evaluation.resume",
         "tinyseed.evaluation.run",
         "tinyseed.evaluation.splits",
         "tinyseed.models.encoder",
-        "tinyseed.models.teacher",
+        "tinyseed.models.spec",
     )
 
 NEIGHBORS = 10
@@ -66,8 +68,8 @@ class RetentionSettings(semi.FineTuneSettings):
 def subjects(settings: RetentionSettings) -> tuple[Subject, ...]:
     """Random init, the baseline if there is one, the student and the teacher, in this order."""
     student, teacher = _open("student", settings), _open("teacher", settings)
-    fresh = random_init(student.encoder, settings.seed)
-    random = Subject("random", loading.RANDOM + student.encoder.backbone.name, fresh)
+    fresh = loading.random_init(student.encoder, settings.seed)
+    random = Subject("random", spec.RANDOM + student.encoder.backbone.name, fresh)
     baseline = () if settings.baseline is None else (_open("alone", settings),)
     return (random, *baseline, student, teacher)
 
@@ -78,16 +80,6 @@ def _open(role: str, settings: RetentionSettings) -> Subject:
     with argument(setting, model=setting, arch=setting):
         encoder = run.open_model(name, settings.image_size, round_size=role == "teacher")
     return Subject(role, name, encoder)
-
-
-def random_init(encoder: "models.Encoder", seed: int) -> "models.Encoder":
-    """The same network with fresh weights and the same input contract."""
-    build = encoder.backbone.build
-    fresh = loading.load_model(
-        loading.RANDOM + build.name, small_stem=build.small_stem, image_size=build.built_size, seed=seed
-    )
-    fresh.backbone.input = encoder.input
-    return fresh
 
 
 def measure(
