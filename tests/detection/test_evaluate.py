@@ -140,7 +140,7 @@ def test_from_the_command_line_with_masks(squares_coco, tmp_path, capsys):
     table = capsys.readouterr().out
     assert "Mask R-CNN, 1 steps of 1 images at 64 px, frozen norms" in table
     assert "mask AP" in table
-    assert "compare with `norm` trained" in table  # an untrained network's norms are worth little frozen
+    assert "compare with --norm trained" in table  # an untrained network's norms are worth little frozen
 
 
 def test_python_has_it_too(squares_voc, tmp_path):
@@ -223,4 +223,4 @@ def test_one_line_for_people(squares_voc, tmp_path, capsys):
     assert ended.value.code == 2
     progress, error = capsys.readouterr().err.splitlines()
     assert progress == "reading annotations"
-    assert error.startswith("tinyseed: error: model=test_vit: has no feature maps")
+    assert error.startswith("tinyseed: error: --model: test_vit: has no feature maps")
