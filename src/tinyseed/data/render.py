@@ -29,8 +29,8 @@ def render_view(pixels: AnyPixels, draws: ViewDraws, out: Images | None = None) 
     Only images whose draw says so are touched. How depends on how the pixels are stored:
 
     - uint8 is RGB. The jitter is brightness, contrast, saturation and hue, in the drawn order.
-    - float32 is bands, which all change together. Brightness multiplies all values by the drawn factor; contrast moves them
-      from the mean over all bands and pixels of the image by it; both then clamp to [0, 1], in the drawn order.
+    - float32 is bands, which all change together. Brightness multiplies all values by the drawn factor; contrast moves
+      them from the mean over all bands and pixels of the image by it; both then clamp to [0, 1], in the drawn order.
 
     Args:
         pixels: cropped images, [n, c, h, w].

@@ -188,7 +188,7 @@ def embed_images(
     reader: Reader | None = None,
     bands: Sequence[int] | None = None,
     autocast: torch.dtype | None = None,
-    on_bad: Callable[[tuple[BadRecord, ...]], object] = len,
+    on_bad: Callable[[Sequence[BadRecord]], object] = len,
 ) -> FeatureBank:
     """Features of these images of a source in the evaluation view, with the source's labels.
 
