@@ -2,6 +2,7 @@ import dataclasses
 import errno
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tinyseed.evaluation.run import evaluate
 
 pytest.importorskip("pycocotools")
 
+SURFACE = Path(__file__).parents[1] / "surface.json"
 MODEL = "random:mobilenetv3_small_050"
 
 
@@ -61,6 +63,9 @@ def test_start_points_stand_side_by_side_and_finished_ones_are_kept(squares_voc,
     assert report.classes == ("blue", "red")
     content = json.loads((tmp_path / "evaluate-detect.json").read_text())
     assert content == json.loads(json.dumps(dataclasses.asdict(report)))
+    former = json.loads(SURFACE.read_text())["run"]["evaluate-detect.json"]
+    assert set(former["keys"]) <= content.keys()
+    assert set(former["results"]) == content["results"][0].keys()
     assert content["results"][0]["box"].keys() == {"ap", "ap50", "ap75", "per_class"}
     page = (tmp_path / "evaluate-detect.md").read_text()
     assert "| random:resnet10t | resnet10t |" in page
@@ -104,7 +109,13 @@ def test_images_that_cannot_be_decoded_count_as_without_detections(voc_folder, t
 def test_a_stopped_evaluation_resumes(squares_voc, tmp_path):
     settings = settings_for(squares_voc, tmp_path)
     assert evaluate(SPEC, settings, stop=lambda: True) is None
-    assert [file.suffix for file in (tmp_path / "detect").iterdir()] == [".ckpt"]
+    (checkpoint,) = (tmp_path / "detect").iterdir()
+    assert checkpoint.suffix == ".ckpt"
+    saved = checkpoint.read_bytes()
+    checkpoint.write_bytes(saved[:100])
+    with pytest.raises(InputError, match=r"out=.*\.ckpt: cannot be read as a checkpoint .*; delete it"):
+        run(settings)
+    checkpoint.write_bytes(saved)
     resumed = untimed(run(settings))
     whole = untimed(run(dataclasses.replace(settings, out=tmp_path / "other")))
     assert resumed.results == whole.results
