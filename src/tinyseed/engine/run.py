@@ -89,18 +89,20 @@ class Run:
         """Whether to evaluate after this step; at the end of the run `finish` does."""
         return self.epoch_ended and self.epoch % self.settings.evaluate_every == 0 and not self.done
 
+    @property
+    def views(self) -> TrainingViews:
+        """How an image becomes the views that the method takes."""
+        wanted = self.method.views(self.settings.image_size)
+        data = self.data
+        return TrainingViews(data.source, wanted, self.settings.seed, data.training, data.reader)
+
     def batches(self) -> Iterator[TrainingBatch]:
         """This process' batches from the current step on, on its device; waiting for them is timed."""
-        settings, on_gpu = self.settings, self.runtime.device.type == "cuda"
-        views = TrainingViews(
-            self.data.source,
-            self.method.views(settings.image_size),
-            settings.seed,
-            self.data.training,
-            self.data.reader,
+        on_gpu = self.runtime.device.type == "cuda"
+        workers = worker_count(self.settings.workers, on_gpu)
+        loaded = training_batches(
+            self.views, self.plan, first_step=self.step, workers=workers, pin_memory=on_gpu
         )
-        workers = worker_count(settings.workers, on_gpu)
-        loaded = training_batches(views, self.plan, first_step=self.step, workers=workers, pin_memory=on_gpu)
         self._began = time.monotonic() - self.elapsed
         self.log.restart()
         while True:
