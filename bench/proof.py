@@ -19,8 +19,8 @@ from pathlib import Path
 
 import tinyseed
 from common import machine, write_results
-from tinyseed.evaluation.retention import random_twin
-from tinyseed.models.encoder import load_encoder, model_file, save_encoder
+from tinyseed.checkpoints.load import random_init
+from tinyseed.checkpoints.saved import load_encoder, model_file, save_encoder
 
 NOT_RUN = "not run"
 
@@ -46,7 +46,7 @@ def main() -> None:
     print((out / "retention.md").read_text(encoding="utf-8"), flush=True)
     twin = out / "twin"
     if model_file(twin) is None:
-        save_encoder(twin, random_twin(load_encoder(arguments.student), 0))
+        save_encoder(twin, random_init(load_encoder(arguments.student), 0))
     models = {"random": str(twin), "student": arguments.student, "teacher": arguments.teacher}
     rows: dict[str, dict[str, str]] = {}
     for title, (evaluation, settings) in further(arguments, data).items():

@@ -24,6 +24,7 @@ from torch import nn
 
 from common import machine, write_results
 from tinyseed.assets import clothing
+from tinyseed.checkpoints.saved import save_encoder
 from tinyseed.data.decode import decode
 from tinyseed.data.loader import training_batches
 from tinyseed.data.sources import open_source
@@ -32,7 +33,7 @@ from tinyseed.engine.build import build_views, open_data
 from tinyseed.engine.config import DistillConfig
 from tinyseed.engine.run_folder import RunFolder
 from tinyseed.models.backbones import build_backbone
-from tinyseed.models.encoder import Encoder, build_projector, save_encoder
+from tinyseed.models.encoder import Encoder, build_projector
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def dissect(run: engine.Run, batches, steps: int, case: Case) -> dict[str, float
     """Each part of the main process' work by itself, after its inputs are ready."""
     batch = next(batches)
     view = engine.render_view(batch.pixels[0], batch.draws[0])
-    from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD, normalise
+    from tinyseed.data.render import IMAGENET_MEAN, IMAGENET_STD, normalize
     from tinyseed.objectives.seed import seed_terms
 
     student = nn.functional.normalize(torch.randn(case.batch, run.method.teacher.dim), dim=1).requires_grad_()
@@ -210,7 +211,7 @@ def dissect(run: engine.Run, batches, steps: int, case: Case) -> dict[str, float
 
     works = {
         "colour, blur, flip": lambda: engine.render_view(batch.pixels[0], batch.draws[0]),
-        "normalise": lambda: normalise(view, IMAGENET_MEAN, IMAGENET_STD),
+        "normalise": lambda: normalize(view, IMAGENET_MEAN, IMAGENET_STD),
         "loss": loss,
         "queue": lambda: run.method.queue.push(teacher),
     }

@@ -12,7 +12,7 @@ Crops: from the bytes of a JPEG to a random crop as a uint8 tensor, on one threa
 The sides take turns within each repetition, so that other load on the machine meets both alike; the table has medians
 of the times and of the ratios within a repetition.
 
-Imports tinyseed.data and torchvision. Prints a table and writes JSON.
+Prints a table and writes JSON.
 """
 
 import argparse
@@ -29,18 +29,12 @@ from torch import Tensor
 
 from common import machine, write_results
 from tinyseed.data.addressed import permutation, uniforms
+from tinyseed.data.augmentation import View, ViewSettings
 from tinyseed.data.crop import CROP_DRAWS
+from tinyseed.data.draws import draw_view
 from tinyseed.data.loader import keep_freed_memory
-from tinyseed.data.views import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    ViewSettings,
-    draw_view,
-    evaluation_view,
-    normalise,
-    random_view,
-    render,
-)
+from tinyseed.data.readers import RGB
+from tinyseed.data.render import IMAGENET_MEAN, IMAGENET_STD, normalize, render_view
 from tinyseed.torchvision_ops import ensure_torchvision
 
 ensure_torchvision()
@@ -105,8 +99,8 @@ def colour_rows(size: int, batch: int, repeats: int) -> list[Row]:
     epoch = iter(range(10**9))
 
     def ours() -> Tensor:
-        images = render(pixels, draw_view(SETTINGS, 0, next(epoch), indices, 0))
-        return normalise(images, out=images)
+        images = render_view(pixels, draw_view(SETTINGS, 0, next(epoch), indices, 0))
+        return normalize(images, out=images)
 
     sides: dict[str, Callable[[], object]] = {
         "tinyseed": ours,
@@ -127,16 +121,16 @@ def crop_rows(width: int, height: int, size: int, repeats: int) -> list[Row]:
     n = 3 if width > 1000 else 40
     random = v2.Compose([v2.RandomResizedCrop(size, SETTINGS.crop_scale), v2.PILToTensor()])
     middle = v2.Compose([v2.Resize(int(size * 256 / 224)), v2.CenterCrop(size), v2.PILToTensor()])
-    draws = uniforms(0, 0, np.arange(n), "crop-0", CROP_DRAWS)
+    draws, views = uniforms(0, 0, np.arange(n), "crop-0", CROP_DRAWS), [View(SETTINGS, size)]
 
     def theirs(transform: Callable) -> None:
         for _ in range(n):
             transform(Image.open(io.BytesIO(data)).convert("RGB"))
 
     sides: dict[str, Callable[[], object]] = {
-        "random": lambda: [random_view(data, row, SETTINGS, size) for row in draws],
+        "random": lambda: [RGB.random_views(data, row[None], views) for row in draws],
         "v2 random": lambda: theirs(random),
-        "evaluation": lambda: [evaluation_view(data, size) for _ in range(n)],
+        "evaluation": lambda: [RGB.evaluation_view(data, size) for _ in range(n)],
         "v2 evaluation": lambda: theirs(middle),
     }
     times = take_turns(sides, repeats, n)

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from tinyseed.assets import CLOTHING_TEACHER
+from tinyseed.checkpoints.saved import PROJECTOR_FILE
+from tinyseed.checkpoints.weights import StateDict, read_safetensors, write_safetensors
 from tinyseed.engine.run_folder import RunFolder
-from tinyseed.models.encoder import PROJECTOR_FILE
-from tinyseed.models.weights import StateDict, read_safetensors, write_safetensors
 
 MOST_BYTES = 24_000_000
 KEPT = ("command", "method", "data", "software", "hardware")
@@ -49,7 +49,7 @@ def main() -> None:
     """Write the folder, and say how far float16 moves the embedding's file."""
     run, commit = RunFolder(Path(sys.argv[1])), sys.argv[2]
     for name in ("encoder.safetensors", PROJECTOR_FILE):
-        state, metadata = read_safetensors(run.path / name, "RUN")
+        state, metadata = read_safetensors(run.path / name)
         small = halved(state)
         moved = max(float((small[key].double() - value.double()).abs().max()) for key, value in state.items())
         write_safetensors(

@@ -11,11 +11,11 @@ import pytest
 import tinyseed
 from tinyseed import cli
 from tinyseed.api import PRETRAIN_METHODS
-from tinyseed.engine.config import DistillConfig
 from tinyseed.errors import InputError
+from tinyseed.methods.seed import SeedSettings
 from tinyseed.recipes import RECIPES, settings_of
 
-SETTINGS = {"distill": DistillConfig} | {f"pretrain {name}": kind for name, kind in PRETRAIN_METHODS.items()}
+SETTINGS = {"distill": SeedSettings} | {f"pretrain {name}": kind for name, kind in PRETRAIN_METHODS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +124,9 @@ def test_flags_win_over_a_recipe(capsys, monkeypatch):
         (("recipes", "seed-cifar", "more"), "recipe: more: give one name at a time"),
         (
             ("pretrain", "swav", "--recipe", "simclr-cifar"),
-            "--recipe: simclr-cifar: is for tinyseed pretrain simclr; here give one of swav-imagenet, ",
+            "recipe=simclr-cifar: is for tinyseed pretrain simclr; here give one of swav-imagenet, ",
         ),
-        (("distill", "--recipe", "seed"), "--recipe: seed: give one of seed-imagenet, seed-cifar"),
+        (("distill", "--recipe", "seed"), "recipe=seed: give one of seed-imagenet, seed-cifar"),
     ],
 )
 def test_mistakes_are_told_in_one_line(capsys, arguments, told):

@@ -1,4 +1,4 @@
-"""tinyseed: grow small vision models from big ones, without labels.
+"""tinyseed: train small vision models to reproduce the representation of big ones, without labels.
 
 >>> import tinyseed
 >>> tinyseed.auto_queue_size(4000)
@@ -9,10 +9,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tinyseed.api import distill, evaluate, load, pretrain
+    from tinyseed.api import describe_teacher, distill, evaluate, load, load_teacher, pretrain
     from tinyseed.errors import InputError, RunError
     from tinyseed.models.encoder import Encoder
-    from tinyseed.models.teacher import Teacher, describe_teacher, load_teacher
+    from tinyseed.models.teacher import Teacher
     from tinyseed.objectives.cluster import sinkhorn, swav_loss
     from tinyseed.objectives.contrast import info_nce, nt_xent
     from tinyseed.objectives.queue import Queue, auto_queue_size
@@ -40,25 +40,25 @@ __all__ = [
     "swav_loss",
 ]
 
-_HOMES = {
-    "api": ("distill", "evaluate", "load", "pretrain"),
+_MODULES = {
+    "api": ("describe_teacher", "distill", "evaluate", "load", "load_teacher", "pretrain"),
     "errors": ("InputError", "RunError"),
     "models.encoder": ("Encoder",),
-    "models.teacher": ("Teacher", "describe_teacher", "load_teacher"),
+    "models.teacher": ("Teacher",),
     "objectives.cluster": ("sinkhorn", "swav_loss"),
     "objectives.contrast": ("info_nce", "nt_xent"),
     "objectives.queue": ("Queue", "auto_queue_size"),
     "objectives.seed": ("seed_loss",),
     "objectives.similarity": ("soft_lookup",),
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_MODULE = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used: `tinyseed --help` needs no torch."""
-    if name not in _HOME:
+    """Import a public name when it is first used, since torch takes seconds to import."""
+    if name not in _MODULE:
         raise AttributeError(f"module 'tinyseed' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"tinyseed.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"tinyseed.{_MODULE[name]}"), name)
 
 
 def __dir__() -> list[str]:

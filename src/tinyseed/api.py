@@ -1,4 +1,4 @@
-"""The Python mirror of the command line. Imports engine, evaluate and report."""
+"""The Python functions: the same as the command line, and the models for other people's code."""
 
 import dataclasses
 import difflib
@@ -6,136 +6,127 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from tinyseed.engine.config import (
-    DistillConfig,
-    PretrainMoCoConfig,
-    PretrainMoCoV1Config,
-    PretrainSimCLRConfig,
-    PretrainSwAVConfig,
-    RunConfig,
-)
-from tinyseed.engine.run_folder import Figures
+from tinyseed.checkpoints import load as models
+from tinyseed.checkpoints.formats import ModelDescription
+from tinyseed.checkpoints.saved import load_encoder
+from tinyseed.detection.export import export_detectron2 as write_detectron2
+from tinyseed.engine.run_folder import Metrics
 from tinyseed.engine.runtime import is_main_process
 from tinyseed.engine.signals import Stopped, stop_request
 from tinyseed.engine.train import train
-from tinyseed.errors import InputError
-from tinyseed.evaluation.catalog import find_evaluation
-from tinyseed.evaluation.detect.command import evaluate_detect
-from tinyseed.evaluation.detect.config import DetectConfig, DetectReport
-from tinyseed.evaluation.detect.detectron import export_detectron2 as write_detectron2
+from tinyseed.errors import MISSING, InputError, argument
+from tinyseed.evaluation import run as driver
+from tinyseed.evaluation.base import EvaluationSpec
 from tinyseed.evaluation.report import Report
-from tinyseed.evaluation.run import evaluate as run_evaluation
-from tinyseed.models.encoder import Encoder, load_encoder
-from tinyseed.models.teacher import load_model
+from tinyseed.evaluations import find_evaluation
+from tinyseed.methods.catalog import find_method, pretrain_methods
+from tinyseed.methods.seed import SEED
+from tinyseed.models.encoder import Encoder
+from tinyseed.models.spec import Output
+from tinyseed.models.teacher import Teacher
 from tinyseed.recipes import settings_of
 from tinyseed.report.page import write_report
+from tinyseed.settings.base import aliases
+from tinyseed.settings.train import TrainSettings
 
 Paths = str | Path | Sequence[str | Path]
 
-PRETRAIN_METHODS: dict[
-    str, type[PretrainMoCoConfig] | type[PretrainSimCLRConfig] | type[PretrainSwAVConfig]
-] = {
-    "moco-v1": PretrainMoCoV1Config,
-    "moco-v2": PretrainMoCoConfig,
-    "simclr": PretrainSimCLRConfig,
-    "swav": PretrainSwAVConfig,
-}
+PRETRAIN_METHODS = {name: spec.settings for name, spec in pretrain_methods().items()}
 """The methods of `pretrain` and their settings."""
 
 __all__ = [
     "PRETRAIN_METHODS",
+    "describe_teacher",
     "distill",
     "evaluate",
     "export_detectron2",
     "load",
+    "load_teacher",
     "pretrain",
     "run",
-    "run_detect",
+    "run_evaluation",
 ]
 
 
-def distill(*, data: Paths, teacher: str | Path, student: str, out: str | Path, **settings: Any) -> Figures:  # noqa: ANN401
-    """Train a small student on unlabelled images to see as a frozen teacher does.
+def distill(*, data: Paths, teacher: str | Path, student: str, out: str | Path, **settings: Any) -> Metrics:  # noqa: ANN401
+    """Train a small student on unlabelled images to reproduce a frozen teacher's representation.
 
     Args:
         data: folders, Parquet files, or text files of paths.
-        teacher: a run folder, an exported file, or a model's name.
-        student: a model's name (timm's, or torchvision/NAME).
-        out: folder that the run is written to.
-        settings: fields of `DistillConfig`, named as the flags of `tinyseed distill` (`epochs=20`, `image_size=64`);
-            `recipe="seed-imagenet"` fills in those that are not given.
+        teacher: a run folder, a checkpoint file or its URL, or a model name.
+        student: a model name (timm's, or torchvision/NAME).
+        out: folder to write the run to.
+        settings: further settings, named as the flags of `tinyseed distill` (`epochs=20`, `image_size=64`);
+            `recipe="seed-imagenet"` provides those that are not given.
 
     Returns:
-        The figures of summary.json.
+        The metrics of summary.json.
 
     Raises:
         InputError: a setting, path or model is wrong.
-        RunError: the run failed; its last checkpoint is whole.
+        RunError: the run failed; its last checkpoint is intact.
     """
-    required = {"data": _several(data), "teacher": str(teacher), "student": student, "out": Path(out)}
-    return run(DistillConfig(**required, **_settings(DistillConfig, settings, "distill")))
+    given = {"data": data, "teacher": teacher, "student": student, "out": out, **settings}
+    return run(_filled(SEED.settings, given, SEED.command))
 
 
 def pretrain(
-    method: Literal["moco-v1", "moco-v2", "simclr", "swav"],
+    method: Literal["moco-v1", "moco-v2", "simclr", "swav"] | str,
     *,
     data: Paths,
     backbone: str,
     out: str | Path,
     **settings: Any,  # noqa: ANN401
-) -> Figures:
-    """Train a network by itself on unlabelled images.
+) -> Metrics:
+    """Train a network without labels and without a teacher.
 
-    `settings` are the flags of `tinyseed pretrain METHOD` (fields of `PRETRAIN_METHODS[method]`);
-    `recipe="simclr-imagenet"` fills in those that are not given.
+    Args:
+        method: one of `PRETRAIN_METHODS`.
+        data: folders, Parquet files, or text files of paths.
+        backbone: a model name (timm's, or torchvision/NAME).
+        out: folder to write the run to.
+        settings: further settings, named as the flags of `tinyseed pretrain METHOD`; `recipe="simclr-imagenet"`
+            provides those that are not given.
 
     Returns:
-        The figures of summary.json.
+        The metrics of summary.json.
 
     Raises:
         InputError: a setting, path or model is wrong.
-        RunError: the run failed; its last checkpoint is whole.
+        RunError: the run failed; its last checkpoint is intact.
     """
-    if method not in PRETRAIN_METHODS:
-        raise InputError("method", method, f"give one of {', '.join(PRETRAIN_METHODS)}")
-    config = PRETRAIN_METHODS[method]
-    required = {"data": _several(data), "backbone": backbone, "out": Path(out)}
-    return run(config(**required, **_settings(config, settings, f"pretrain {method}")))
+    spec = find_method(method)
+    given = {"data": data, "backbone": backbone, "out": out, **settings}
+    return run(_filled(spec.settings, given, spec.command))
 
 
 def evaluate(
-    evaluation: str,
+    evaluation: Literal["knn", "linear", "semi", "transfer", "retention", "detect"] | str,
     *,
     train_data: Paths,
     test_data: Paths = (),
     **settings: Any,  # noqa: ANN401
-) -> Report | DetectReport:
+) -> Report:
     """Measure a model on labelled images.
 
     Args:
-        evaluation: which.
+        evaluation: its name.
         train_data: labelled images to learn the classes from.
-        test_data: labelled images to tell the class of.
-        settings: the other flags of `tinyseed evaluate NAME`, above all `model` (retention: `student`, `teacher`).
+        test_data: labelled images to measure on.
+        settings: further settings, named as the flags of `tinyseed evaluate NAME`, above all `model` (retention:
+            `student` and `teacher`).
 
     Raises:
         InputError: a setting, path or model is wrong, or the images have no labels.
     """
-    if evaluation == "detect":
-        required = {"train_data": _several(train_data), "test_data": _several(test_data)}
-        return run_detect(DetectConfig(**required, **_settings(DetectConfig, settings)))
-    if not test_data:
-        raise InputError("test_data", "missing", "give labelled images to tell the class of")
-    chosen = find_evaluation(evaluation)
-    former = {field.metadata.get("alias"): field.name for field in dataclasses.fields(chosen.settings)}
-    settings = {former.get(name, name): value for name, value in settings.items()}
-    given = _settings(chosen.settings, {"train_data": train_data, "test_data": test_data} | settings)
-    for field in dataclasses.fields(chosen.settings):
-        if field.default is dataclasses.MISSING and field.name not in given:
-            raise InputError(field.name, "missing", "give it")
-    report = run_evaluation(chosen, chosen.settings(**given))
-    assert report is not None
-    return report
+    spec = find_evaluation(evaluation)
+    given = {"train_data": train_data, "test_data": test_data, **settings}
+    if not test_data and any(
+        field.name == "test_data" and field.default is dataclasses.MISSING
+        for field in dataclasses.fields(spec.settings)
+    ):
+        raise InputError(MISSING, "give labelled images to measure on", argument="test_data")
+    return run_evaluation(spec, _filled(spec.settings, given))
 
 
 def load(path: str | Path) -> Encoder:
@@ -147,65 +138,128 @@ def load(path: str | Path) -> Encoder:
     return load_encoder(path).eval()
 
 
-def run(config: RunConfig) -> Figures:
-    """Train as a complete configuration says, then write the report."""
-    summary = train(config)
+def load_teacher(
+    spec: str | Path,
+    *,
+    weights: str | Path | None = None,
+    arch: str | None = None,
+    output: Output = "auto",
+    small_stem: bool = False,
+    image_size: int | None = None,
+    seed: int | None = 0,
+    field: str | None = None,
+) -> Teacher:
+    """A frozen teacher from a run of tinyseed, a public checkpoint, or a model name.
+
+    Args:
+        spec: a run folder, an exported file, a checkpoint of a known format (docs/teachers.md), any of these files
+            by URL, transformers:FOLDER_OR_ID, or a name (timm's, torchvision/NAME, swav/NAME, seed/NAME, or
+            tinyseed/clothing-resnet18, which is bundled). A teacher given by a library's name has no projector: its
+            rows are the normalized backbone features.
+        weights: for a name: a file with the library's state dict, "random", or None for the library's pre-trained
+            weights (cached, or downloaded).
+        arch: for a checkpoint that does not state its architecture: the name of the network.
+        output: "head" for the embedding, "backbone" for the features; "auto" is the head, where there is one.
+        small_stem: for a name: whether its weights are for the small stem.
+        image_size: side length in pixels of the images that it will see, raised to the next one it can take (a multiple
+            of a ViT's patch; see `Teacher.input.size`). By default what it was made for.
+        seed: of random weights.
+        field: what errors call the model instead of `spec`, for code that passes on an argument of its own.
+
+    Raises:
+        InputError: no such model, weights that do not fit or cannot be downloaded, a size that it cannot take.
+    """
+    with argument(field):
+        return models.load_teacher(
+            spec,
+            weights=weights,
+            arch=arch,
+            output=output,
+            small_stem=small_stem,
+            image_size=image_size,
+            seed=seed,
+        )
+
+
+def describe_teacher(
+    spec: str | Path, *, arch: str | None = None, field: str | None = None
+) -> ModelDescription:
+    """Describe a teacher's file, folder or name. Files are loaded, so errors show what does not fit.
+
+    Args:
+        spec: as for `load_teacher`.
+        arch: as for `load_teacher`.
+        field: what errors call the model, as for `load_teacher`.
+
+    Raises:
+        InputError: as `load_teacher`.
+    """
+    with argument(field):
+        return models.describe_model(spec, arch=arch)
+
+
+def run(settings: TrainSettings) -> Metrics:
+    """Train as complete settings say, then write the report."""
+    summary = train(settings)
     if is_main_process():
-        write_report(config.out)
+        write_report(settings.out)
     return summary
 
 
-def run_detect(config: DetectConfig) -> DetectReport:
-    """Evaluate by detection; Ctrl-C and SIGTERM save first.
+def run_evaluation(spec: EvaluationSpec, settings: Any) -> Report:  # noqa: ANN401  (an instance of spec.settings)
+    """Evaluate as complete settings say. Evaluations that train for long save on Ctrl-C and SIGTERM first.
 
     Raises:
-        Stopped: it was stopped and has saved; the same configuration goes on.
+        Stopped: it was stopped and has saved; the same settings resume it.
     """
+    if not spec.stoppable:
+        report = driver.evaluate(spec, settings)
+        assert report is not None
+        return report
     with stop_request() as request:
-        report = evaluate_detect(config, stop=lambda: request.number != 0)
+        report = driver.evaluate(spec, settings, stop=lambda: request.number != 0)
     if report is None:
-        raise Stopped(request.number, "stopped and saved; the same command goes on")
+        raise Stopped(request.number, "stopped and saved; the same command resumes it")
     return report
 
 
 def export_detectron2(model: str | Path, path: str | Path) -> Path:
-    """Write a plain ResNet's trunk with Detectron2's names; `model` is what `evaluate` takes.
+    """Write a plain ResNet's backbone with Detectron2's names; `model` is what `evaluate` takes.
 
     Raises:
         InputError: no such model, another network, or a path that does not end in .pkl.
     """
-    return write_detectron2(load_model(model), path)
+    with argument("model"):
+        encoder = models.load_model(model)
+    with argument("export_detectron2"):
+        return write_detectron2(encoder, path)
 
 
-def _several(paths: Paths) -> tuple[str, ...]:
-    return (str(paths),) if isinstance(paths, str | Path) else tuple(str(path) for path in paths)
-
-
-def _settings(config: type, given: dict[str, Any], verb: str | None = None) -> dict[str, Any]:
-    """Settings as their fields hold them, on top of a recipe's; an unknown name is refused with the closest one."""
-    known = {field.name for field in dataclasses.fields(config)}
+def _filled(kind: type, given: dict[str, Any], command: str | None = None) -> Any:  # noqa: ANN401
+    """Settings from keyword arguments on top of a recipe's; an unknown name is refused with the closest one."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    former = aliases(kind)
+    given = {former.get(name, name): value for name, value in given.items()}
     for name, value in given.items():
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            raise InputError(
-                name,
-                value,
-                f"no such setting; did you mean {close[0]}?" if close else "no such setting",
-            )
+        if name not in fields:
+            close = difflib.get_close_matches(name, [*fields, *former], n=1)
+            remedy = f"unknown setting; did you mean {close[0]}?" if close else "unknown setting"
+            raise InputError(value, remedy, argument=name)
     recipe = given.get("recipe")
-    filled = given if recipe is None or verb is None else settings_of(recipe, verb) | given
-    hints = get_type_hints(config)
-    return {name: _held(name, value, hints[name]) for name, value in filled.items()}
+    filled = given if recipe is None or command is None else settings_of(recipe, command) | given
+    for name, field in fields.items():
+        if field.default is dataclasses.MISSING and name not in filled:
+            raise InputError(MISSING, "give it", argument=name)
+    hints = get_type_hints(kind)
+    return kind(**{name: _held(value, hints[name]) for name, value in filled.items()})
 
 
-def _held(name: str, value: Any, hint: Any) -> Any:  # noqa: ANN401
-    """A value as the settings hold it: paths as texts, several things or one of several as a tuple, `out` as a path."""
-    if name in ("data", "val_data", "train_data", "test_data", "compare"):
-        return _several(value)
-    if name == "out":
+def _held(value: Any, hint: Any) -> Any:  # noqa: ANN401
+    """A value as the settings hold it: several as a tuple, paths as texts, or as `Path` where the field wants one."""
+    options = get_args(hint) if get_origin(hint) is not tuple else ()
+    if get_origin(hint) is tuple:
+        several = [value] if isinstance(value, str | Path | int | float) else list(value)
+        return tuple(str(item) if isinstance(item, Path) else item for item in several)
+    if hint is Path or Path in options:
         return None if value is None else Path(value)
-    if isinstance(value, list):
-        return tuple(str(item) if isinstance(item, Path) else item for item in value)
-    if isinstance(value, int | float) and get_origin(hint) is tuple and get_args(hint)[-1] is ...:
-        return (value,)
     return str(value) if isinstance(value, Path) else value

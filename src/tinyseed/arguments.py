@@ -1,7 +1,7 @@
-"""A settings dataclass becomes command-line flags. Imports errors only.
+"""A settings dataclass becomes command-line flags, and errors are written with flags.
 
 The standard library's argparse does the parsing; this file turns field types into converters, attribute docstrings
-into help, and every mistake into one line (docs/architecture.md says why tyro does not do it here).
+into help, and every mistake into one line (docs/architecture.md says why tyro is not used).
 """
 
 import argparse
@@ -16,12 +16,31 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
-from tinyseed.errors import InputError
+from tinyseed.errors import MISSING, InputError, references_as
+from tinyseed.settings.base import aliases, flag
 
 Settings = TypeVar("Settings")
 
-_KINDS: dict[type, str] = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+_KINDS: dict[type, str] = {int: "an integer", float: "a number", str: "a text", Path: "a path"}
 _METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+
+
+class UsageError(InputError):
+    """A mistake in the command line itself; its argument is written as it was typed."""
+
+
+def with_flags(error: BaseException) -> str:
+    """An error in one line, as the command line writes it: arguments as flags.
+
+    >>> with_flags(InputError("a.pth", "give `weights` too", argument="teacher_arch"))
+    '--teacher-arch: a.pth: give --weights too'
+    """
+    if not isinstance(error, InputError):
+        return references_as(str(error), flag)
+    parts = [str(error.value), references_as(error.remedy, flag)]
+    if error.argument is not None:
+        parts.insert(0, error.argument if isinstance(error, UsageError) else flag(error.argument))
+    return " ".join(": ".join(parts).split())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,41 +66,40 @@ def parse(
     `defaults` take the place of the fields' own.
 
     Raises:
-        InputError: an unknown flag (the closest is offered), a missing one, or a value of the wrong kind.
+        UsageError: an unknown flag (the closest is offered), a missing one, or a value of the wrong kind.
     """
     parser = _parser(settings, command, example, about, defaults or {})
     try:
         filled, unknown = parser.parse_known_args(list(arguments))
     except _ParseError as error:
-        field, _, rest = str(error).partition(": ")
+        typed, _, rest = str(error).partition(": ")
         value, _, remedy = rest.partition(": ")
-        raise InputError(field, value, remedy or f"see {command} --help") from None
+        typed = typed.partition("/")[0]
+        raise UsageError(value, remedy or f"see {command} --help", argument=typed) from None
     if unknown:
-        raise InputError(
-            unknown[0], " ".join(unknown[1:2]) or "given", _closest(unknown[0], settings, command)
-        )
-    missing = [
-        _flag(field.name) for field in dataclasses.fields(_dataclass(settings)) if _missing(field, filled)
-    ]
+        remedy = _closest(unknown[0], settings, command)
+        raise UsageError(" ".join(unknown[1:2]) or "given", remedy, argument=unknown[0])
+    values = vars(filled)
+    missing = [name for name, value in values.items() if value is dataclasses.MISSING]
     if missing:
-        raise InputError(missing[0], "missing", f"give it, as in: {example}")
+        raise UsageError(MISSING, f"give it, as in: {example}", argument=flag(missing[0]))
     return settings(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in vars(filled).items()}
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     )
 
 
-def value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    """What a flag is given, before anything else is parsed; None where it is not given, or without a value.
+def value_of(typed: str, arguments: Sequence[str]) -> str | None:
+    """The value of a flag, before anything else is parsed; None where it is not given, or without a value.
 
     >>> value_of("--recipe", ["--lr", "1", "--recipe", "a"]), value_of("--recipe", ["--recipe=b"])
     ('a', 'b')
     """
     found = None
     for position, argument in enumerate(arguments):
-        if argument == flag and position + 1 < len(arguments):
+        if argument == typed and position + 1 < len(arguments):
             found = arguments[position + 1]
-        elif argument.startswith(f"{flag}="):
-            found = argument.removeprefix(f"{flag}=")
+        elif argument.startswith(f"{typed}="):
+            found = argument.removeprefix(f"{typed}=")
     return found
 
 
@@ -114,15 +132,23 @@ def _add(
     default: Any,  # noqa: ANN401
 ) -> None:
     text = text.replace("%", "%%")
+    if "alias" in field.metadata:  # a former name works, and is not advertised
+        parser.add_argument(
+            flag(field.metadata["alias"]),
+            dest=field.name,
+            type=converter(hint),
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )
     if hint is bool:
         action = argparse.BooleanOptionalAction if default else "store_true"
-        parser.add_argument(_flag(field.name), action=action, default=default, help=text)
+        parser.add_argument(flag(field.name), action=action, default=default, help=text)
         return
     items = get_args(hint) if get_origin(hint) is tuple else ()
     item = items[0] if items else hint
     shown = "required" if default is dataclasses.MISSING else _shown_default(default)
     parser.add_argument(
-        _flag(field.name),
+        flag(field.name),
         type=converter(item),
         nargs=None if not items else "+" if Ellipsis in items else len(items),
         default=default,
@@ -132,7 +158,7 @@ def _add(
 
 
 def converter(hint: Any) -> Callable[[str], Any]:  # noqa: ANN401  (types are values here)
-    """A function from text to a value of this type; the error says what would do."""
+    """A function from text to a value of this type; its error says what to give."""
     options = [option for option in _options(hint) if option is not type(None)]
 
     def convert(text: str) -> Any:  # noqa: ANN401
@@ -151,7 +177,7 @@ def converter(hint: Any) -> Callable[[str], Any]:  # noqa: ANN401  (types are va
 
 
 def attribute_docstrings(settings: type) -> dict[str, str]:
-    """The string under each field of a dataclass and of the ones it inherits from."""
+    """The string below each field of a dataclass and of the ones it inherits from."""
     found: dict[str, str] = {}
     for owner in reversed(settings.__mro__[:-1]):
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
@@ -183,19 +209,13 @@ def _metavar(hint: Any) -> str:  # noqa: ANN401
 
 
 def _shown_default(default: Any) -> str:  # noqa: ANN401
-    return (
-        ""
-        if default in (None, ())
-        else f"default {' '.join(map(str, default)) if isinstance(default, tuple) else default}"
-    )
+    if default in (None, ()):
+        return ""
+    return f"default {' '.join(map(str, default)) if isinstance(default, tuple) else default}"
 
 
 def _required(field: "dataclasses.Field[Any]") -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _missing(field: "dataclasses.Field[Any]", filled: argparse.Namespace) -> bool:
-    return getattr(filled, field.name) is dataclasses.MISSING
 
 
 def _dataclass(settings: type) -> Any:  # noqa: ANN401
@@ -203,11 +223,8 @@ def _dataclass(settings: type) -> Any:  # noqa: ANN401
     return settings
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def _closest(unknown: str, settings: type, command: str) -> str:
-    flags = [_flag(field.name) for field in dataclasses.fields(_dataclass(settings))]
+    flags = [flag(field.name) for field in dataclasses.fields(_dataclass(settings))]
+    flags += [flag(name) for name in aliases(settings)]
     close = difflib.get_close_matches(unknown, flags, n=1)
-    return f"no such flag; did you mean {close[0]}?" if close else f"no such flag; see {command} --help"
+    return f"unknown flag; did you mean {close[0]}?" if close else f"unknown flag; see {command} --help"

@@ -1,59 +1,33 @@
-"""The command line: `tinyseed VERB …`. Fills settings and calls the Python functions; imports api and demo when needed.
+"""The command line: `tinyseed VERB …`. It fills settings, calls the Python functions and prints what they return.
 
-Exit codes: 0 done; 1 the run failed; 2 a wrong argument or input, told in one line; 130 and 143 stopped after saving.
+Exit codes: 0 done; 1 the run failed; 2 a wrong argument or input, in one line; 130 and 143 stopped after saving.
 """
 
 import json
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
-from tinyseed.arguments import parse, value_of
-from tinyseed.errors import InputError, RunError
+from tinyseed.arguments import UsageError, parse, value_of, with_flags
+from tinyseed.engine.signals import Stopped
+from tinyseed.errors import InputError, RunError, references_as
+from tinyseed.settings.base import flag
 
 if TYPE_CHECKING:
-    from typing import TypeVar
+    from tinyseed.methods.base import MethodSpec
 
-    from tinyseed.engine.config import RunConfig, TrainConfig
-
-    Training = TypeVar("Training", bound=TrainConfig)
-
-OVERVIEW = """\
-tinyseed distill --data photos/ --teacher runs/teacher --student resnet18 --out runs/r18
-
-Grows small vision models from big ones, without labels.
-
-verbs:
-  demo               see it work in a few minutes, on photos that come with tinyseed
-  distill            train a small student to see as a big teacher does
-  pretrain METHOD    train a network by itself: moco-v1, moco-v2, simclr or swav
-  evaluate NAME      is a model any good? knn, linear, semi, transfer, retention or detect
-  recipes            settings of published runs by name, for --recipe NAME
-  teachers FILE      what a checkpoint is, and how it is used as a teacher
-
-tinyseed VERB --help shows an example and every flag; tinyseed --version the version.
-"""
-
-EXAMPLES = {
-    "distill": "tinyseed distill --data photos/ --teacher runs/teacher --student resnet18 --out runs/small",
-    "pretrain": "tinyseed pretrain moco-v2 --data photos/ --backbone resnet50 --out runs/teacher",
-    "evaluate": "tinyseed evaluate knn --model runs/small --train-data train/ --test-data test/",
-    "recipes": "tinyseed recipes simclr-imagenet",
-    "teachers": "tinyseed teachers moco_v2_800ep_pretrain.pth.tar",
-    "demo": "tinyseed demo",
-}
-
-DETECT_EXAMPLE = (
-    "tinyseed evaluate detect --model runs/small --train-data VOCdevkit/ --format voc --compare random"
-)
+Result = TypeVar("Result")
 
 
-METHODS = {
-    "moco-v1": "MoCo: views agree against a queue of keys from a momentum encoder; linear head",
-    "moco-v2": "MoCo with an MLP head, stronger augmentation and a cosine schedule; good on small machines",
-    "simclr": "SimCLR: views agree against the rest of the batch; wants large batches",
-    "swav": "SwAV: the cluster of one crop is predicted from the other crops",
-}
+@dataclass(frozen=True)
+class Verb:
+    """A verb of the command line: how it is shown in the overview, an example, and what runs it."""
+
+    shown: str
+    about: str
+    example: str
+    run: Callable[[Sequence[str]], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -62,85 +36,112 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         sys.exit(run(arguments))
     except InputError as error:
-        _tell(f"error: {error}")
+        _say(f"error: {with_flags(error)}")
         sys.exit(2)
-    except (
-        RunError,
-        OSError,
-    ) as error:  # OSError: a full disk, a folder without rights, a file that has gone
-        _tell(f"error: {error}")
+    except (RunError, OSError) as error:  # OSError: a full disk, a folder without permission, a vanished file
+        _say(f"error: {with_flags(error)}")
         sys.exit(1)
+    except Stopped as stopped:
+        _say(with_flags(stopped))
+        sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
-        _tell("stopped at once; nothing was saved since the last checkpoint")
+        _say("stopped at once; nothing was saved since the last checkpoint")
         sys.exit(130)
 
 
-def run(arguments: Sequence[str]) -> int:  # noqa: PLR0911  (a return a verb)
-    """Choose the verb; returns the exit code.
+def run(arguments: Sequence[str]) -> int:
+    """Run a verb; returns the exit code.
 
     Raises:
-        InputError: no such verb, or its arguments are wrong.
+        InputError: an unknown verb, or wrong arguments.
         RunError: it failed.
+        Stopped: a signal stopped it; it has saved.
     """
     match list(arguments):
         case [] | ["-h" | "--help"]:
-            print(OVERVIEW, end="")
-            return 0
+            print(_overview(), end="")
         case ["--version"]:
             from importlib.metadata import version
 
             print(f"tinyseed {version('tinyseed')}")
-            return 0
-        case ["distill", *rest]:
-            return _distill(rest)
-        case ["pretrain", *rest]:
-            return _pretrain(rest)
-        case ["evaluate", *rest]:
-            return _evaluate(rest)
-        case ["recipes", *rest]:
-            return _recipes(rest)
-        case ["teachers", *rest]:
-            return _teachers(rest)
-        case ["demo", *rest]:
-            return _demo(rest)
+        case [verb, *rest] if verb in VERBS:
+            return VERBS[verb].run(rest)
         case [verb, *_]:
-            raise InputError("verb", verb, f"give one of {', '.join(EXAMPLES)}")
-    raise AssertionError
+            raise UsageError(verb, f"give one of {', '.join(VERBS)}", argument="verb")
+    return 0
+
+
+def _overview() -> str:
+    verbs = "\n".join(f"  {verb.shown:<19}{verb.about}" for verb in VERBS.values())
+    return (
+        f"{VERBS['distill'].example}\n\nTrain small vision models to reproduce big ones, without labels.\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "tinyseed VERB --help shows an example and all flags, tinyseed --version the version.\n"
+    )
 
 
 def _distill(rest: Sequence[str]) -> int:
-    from tinyseed.engine.config import DistillConfig
+    from tinyseed.methods.seed import SEED
 
-    about = "Train a small student on unlabelled images to see as a frozen teacher does (SEED)."
-    return _train(_parsed(DistillConfig, rest, "distill", EXAMPLES["distill"], about))
+    return _train(SEED, rest, VERBS["distill"].example)
 
 
 def _pretrain(rest: Sequence[str]) -> int:
+    from tinyseed.methods.catalog import find_method, pretrain_methods
+
     match list(rest):
         case [] | ["-h" | "--help"]:
-            methods = "\n".join(f"  {name:<9}{about}" for name, about in METHODS.items())
-            print(f"{EXAMPLES['pretrain']}\n\nmethods (tinyseed pretrain METHOD --help):\n{methods}")
+            methods = "\n".join(f"  {name:<9}{spec.about}" for name, spec in pretrain_methods().items())
+            print(f"{VERBS['pretrain'].example}\n\nmethods (tinyseed pretrain METHOD --help):\n{methods}")
             return 0
-        case [method, *_] if method not in METHODS:
-            raise InputError("method", method, f"give one of {', '.join(METHODS)}")
-        case [method, *rest]:
-            from tinyseed.api import PRETRAIN_METHODS
-
+        case [method, *flags]:
+            spec = _named("method", lambda: find_method(method))
             example = f"tinyseed pretrain {method} --data photos/ --backbone resnet50 --out runs/teacher"
-            about = f"Train a network by itself on unlabelled images: a teacher, or a baseline. {METHODS[method]}."
-            return _train(_parsed(PRETRAIN_METHODS[method], rest, f"pretrain {method}", example, about))
+            return _train(spec, flags, example)
     raise AssertionError
 
 
-def _parsed(
-    settings: "type[Training]", rest: Sequence[str], verb: str, example: str, about: str
-) -> "Training":
-    """Settings of a training run from the flags; `--recipe NAME` gives the defaults."""
+def _train(spec: "MethodSpec", rest: Sequence[str], example: str) -> int:
+    """Run a method with settings from the flags; `--recipe NAME` provides the defaults."""
     from tinyseed.recipes import settings_of
 
     name = value_of("--recipe", rest)
-    defaults = {} if name is None else settings_of(name, verb)
-    return parse(settings, rest, command=f"tinyseed {verb}", example=example, about=about, defaults=defaults)
+    settings = parse(
+        spec.settings,
+        rest,
+        command=f"tinyseed {spec.command}",
+        example=example,
+        about=f"{spec.about}.",
+        defaults={} if name is None else settings_of(name, spec.command),
+    )
+    from tinyseed import api
+
+    api.run(settings)
+    print(f"{settings.out / spec.model_file}\n{settings.out / 'report.html'}")
+    return 0
+
+
+def _evaluate(rest: Sequence[str]) -> int:
+    from tinyseed.evaluations import EVALUATIONS, find_evaluation
+
+    match list(rest):
+        case [] | ["-h" | "--help"]:
+            names = "\n".join(f"  {spec.name:<11}{spec.about}" for spec in EVALUATIONS)
+            print(f"{VERBS['evaluate'].example}\n\nevaluations (tinyseed evaluate NAME --help):\n{names}")
+            return 0
+        case [name, *flags]:
+            spec = _named("evaluation", lambda: find_evaluation(name))
+            command = f"tinyseed evaluate {name}"
+            settings = parse(spec.settings, flags, command=command, example=spec.example, about=spec.about)
+            from tinyseed import api
+            from tinyseed.evaluation.report import table
+
+            if getattr(settings, "export_detectron2", None) is not None:
+                print(api.export_detectron2(settings.model, settings.export_detectron2))
+            else:
+                print(references_as((spec.table or table)(api.run_evaluation(spec, settings)), flag))
+            return 0
+    raise AssertionError
 
 
 def _recipes(rest: Sequence[str]) -> int:
@@ -148,118 +149,98 @@ def _recipes(rest: Sequence[str]) -> int:
 
     match list(rest):
         case [] | ["-h" | "--help"]:
-            print(f"{EXAMPLES['recipes']}\n\n{recipes.listing()}")
+            print(f"{VERBS['recipes'].example}\n\n{recipes.listing()}")
         case [name]:
-            print(recipes.sheet(name))
+            print(_named("recipe", lambda: recipes.sheet(name)))
         case [_, more, *_]:
-            raise InputError("recipe", more, "give one name at a time")
+            raise UsageError(more, "give one name at a time", argument="recipe")
     return 0
-
-
-def _train(config: "RunConfig") -> int:
-    from tinyseed import api
-    from tinyseed.engine.config import DistillConfig
-    from tinyseed.engine.signals import Stopped
-
-    try:
-        api.run(config)
-    except Stopped as stopped:
-        _tell(str(stopped))
-        return stopped.exit_code
-    model = "student" if isinstance(config, DistillConfig) else "encoder"
-    print(f"{config.out / model}.safetensors\n{config.out / 'report.html'}")
-    return 0
-
-
-def _evaluate(rest: Sequence[str]) -> int:
-    match list(rest):
-        case ["detect", *rest]:
-            return _evaluate_detect(rest)
-        case [] | ["-h" | "--help"]:
-            from tinyseed.evaluation.catalog import EVALUATIONS
-
-            names = ", ".join(spec.name for spec in EVALUATIONS)
-            print(f"{EXAMPLES['evaluate']}\n\nevaluations: {names}, detect (tinyseed evaluate knn --help)")
-            return 0
-        case [name, *rest]:
-            from tinyseed.evaluation.catalog import find_evaluation
-
-            evaluation = find_evaluation(name)
-            config = parse(
-                evaluation.settings,
-                rest,
-                command=f"tinyseed evaluate {name}",
-                example=evaluation.example,
-                about=evaluation.about,
-            )
-            from tinyseed.evaluation.report import show
-            from tinyseed.evaluation.run import evaluate
-
-            report = evaluate(evaluation, config)
-            assert report is not None
-            print(show(evaluation, report))
-            return 0
-    raise AssertionError
 
 
 def _teachers(rest: Sequence[str]) -> int:
+    example = VERBS["teachers"].example
     match list(rest):
         case [] | ["-h" | "--help"]:
-            print(f"{EXAMPLES['teachers']}\n\nSays what a file, folder, URL or name is.\n")
+            print(f"{example}\n\nShows what a checkpoint file, folder, URL or model name is.\n")
             print("flags: --json, --teacher-arch NAME (docs/teachers.md)")
             return 0
         case [spec, *flags] if not spec.startswith("-"):
-            from tinyseed.teachers import TeachersConfig, describe_teacher, table
+            from tinyseed.teachers import TeachersSettings, describe, table
 
-            command, about = "tinyseed teachers FILE", "Say what a file, folder, URL or model's name is."
-            config = parse(TeachersConfig, flags, command=command, example=EXAMPLES["teachers"], about=about)
-            described = describe_teacher(spec, arch=config.teacher_arch)
-            print(json.dumps(described.as_json(), indent=2) if config.json else table(described))
+            command, about = "tinyseed teachers FILE", "Show what a file, folder, URL or model name is."
+            settings = parse(TeachersSettings, flags, command=command, example=example, about=about)
+            described = _named("FILE", lambda: describe(spec, settings))
+            print(json.dumps(described.as_json(), indent=2) if settings.json else table(described))
             return 0
-        case [flag, *_]:
-            raise InputError(flag, "given", f"the file comes first: {EXAMPLES['teachers']} {flag}")
+        case [typed, *_]:
+            raise UsageError("given", f"the file comes first: {example} {typed}", argument=typed)
     raise AssertionError
 
 
-def _evaluate_detect(rest: Sequence[str]) -> int:
-    from tinyseed import api
-    from tinyseed.engine.signals import Stopped
-    from tinyseed.evaluation.detect.config import DetectConfig
-    from tinyseed.evaluation.detect.page import table
-
-    about = "Train Faster R-CNN (or Mask R-CNN) on labelled boxes from this model's weights: how well do they transfer?"
-    config = parse(
-        DetectConfig, rest, command="tinyseed evaluate detect", example=DETECT_EXAMPLE, about=about
-    )
-    if config.export_detectron2 is not None:
-        print(api.export_detectron2(config.model, config.export_detectron2))
-        return 0
-    try:
-        print(table(api.run_detect(config)))
-    except Stopped as stopped:
-        _tell(str(stopped))
-        return stopped.exit_code
-    return 0
-
-
 def _demo(rest: Sequence[str]) -> int:
-    from tinyseed.demo import DemoConfig, demo
-    from tinyseed.engine.signals import Stopped
+    from tinyseed.settings.demo import DemoSettings
 
-    about = (
-        "Distil a small student from a teacher, on photos that all come with tinyseed, and show the proof."
-    )
-    config = parse(DemoConfig, rest, command="tinyseed demo", example=EXAMPLES["demo"], about=about)
-    try:
-        demo(config)
-    except Stopped as stopped:
-        _tell("stopped")
-        return stopped.exit_code
+    about = "Distill a small student from a teacher, on photos that are bundled with tinyseed, and show the result."
+    example = VERBS["demo"].example
+    settings = parse(DemoSettings, rest, command="tinyseed demo", example=example, about=about)
+    from tinyseed.demo import demo
+
+    demo(settings)
     return 0
 
 
-def _tell(line: str) -> None:
+def _named(positional: str, call: Callable[[], Result]) -> Result:
+    """What a call returns; its errors name the positional argument, which is not a flag."""
+    try:
+        return call()
+    except InputError as error:
+        if error.argument not in (None, positional):
+            raise
+        raise UsageError(error.value, error.remedy, argument=positional) from error
+
+
+def _say(line: str) -> None:
     print(f"tinyseed: {line}", file=sys.stderr)
+
+
+VERBS = {
+    "distill": Verb(
+        "distill",
+        "train a small student to reproduce a big teacher's representation",
+        "tinyseed distill --data photos/ --teacher runs/teacher --student resnet18 --out runs/small",
+        _distill,
+    ),
+    "pretrain": Verb(
+        "pretrain METHOD",
+        "train a network without labels or teacher: moco-v1, moco-v2, simclr or swav",
+        "tinyseed pretrain moco-v2 --data photos/ --backbone resnet50 --out runs/teacher",
+        _pretrain,
+    ),
+    "evaluate": Verb(
+        "evaluate NAME",
+        "measure a model: knn, linear, semi, transfer, retention or detect",
+        "tinyseed evaluate knn --model runs/small --train-data train/ --test-data test/",
+        _evaluate,
+    ),
+    "recipes": Verb(
+        "recipes [NAME]",
+        "settings of published runs by name, for --recipe NAME",
+        "tinyseed recipes simclr-imagenet",
+        _recipes,
+    ),
+    "teachers": Verb(
+        "teachers FILE",
+        "show what a checkpoint is, and how it is used as a teacher",
+        "tinyseed teachers moco_v2_800ep_pretrain.pth.tar",
+        _teachers,
+    ),
+    "demo": Verb(
+        "demo",
+        "see it work in a few minutes, on bundled photos",
+        "tinyseed demo",
+        _demo,
+    ),
+}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""`tinyseed demo`: the whole way in a few minutes, on photos that come with the package. Imports api and below.
+"""`tinyseed demo`: the whole way in a few minutes, on photos that are bundled with the package.
 
-A small student learns from the teacher that comes with the package; the same student learns alone for the same time.
-They are compared on test photos that nothing was trained or tuned on.
+A small student learns from the bundled teacher; as a baseline the same network is trained without a teacher for the
+same time. They are compared on test photos that nothing was trained or tuned on.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,41 +19,34 @@ from rich.table import Table
 
 from tinyseed import api
 from tinyseed.assets import CLOTHING_TEACHER, clothing
+from tinyseed.checkpoints.load import load_model
+from tinyseed.data.base import Source
 from tinyseed.data.decode import decode
-from tinyseed.data.sources import Source, open_source
-from tinyseed.engine.config import DistillConfig, PretrainMoCoConfig, RunConfig
-from tinyseed.engine.progress import duration
+from tinyseed.data.sources import open_source
 from tinyseed.engine.run_folder import RunFolder
-from tinyseed.errors import InputError
 from tinyseed.evaluation.features import FeatureBank, embed_source
 from tinyseed.evaluation.health import neighbor_agreement
 from tinyseed.evaluation.neighbors import knn
+from tinyseed.files import write_text
+from tinyseed.methods.moco import MoCoSettings
+from tinyseed.methods.seed import SeedSettings
 from tinyseed.models.encoder import Encoder
-from tinyseed.models.teacher import load_model
-from tinyseed.picture import Neighbour, Query, draw_neighbours
+from tinyseed.models.spec import ModelSpec
+from tinyseed.picture import Neighbor, Query, draw_neighbors
+from tinyseed.progress import duration
+from tinyseed.settings.demo import DemoSettings
+from tinyseed.settings.train import TrainSettings
 
 TEACHER = "tinyseed/clothing-resnet18"
 STUDENT = "mobilenetv3_small_050"
 IMAGE_SIZE = 64
-NEIGHBOURS = 10
+NEIGHBORS = 10
 QUERIES, SHOWN = 6, 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """`tinyseed demo`: where to, and for how long."""
-
-    out: Path = Path("tinyseed-demo")
-    """Folder for the two runs, the table and the picture; what is finished there is reused."""
-    minutes: float = 4.0
-    """Training time in all, half for the student that learns from the teacher, half for the one that learns alone."""
-    seed: int = 0
-    """Seed of every random choice."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the demo's table; shares in per cent, on the test photos."""
+    """A row of the demo's table; k-NN and agreement in per cent, on the test photos."""
 
     model: str
     backbone: str
@@ -64,87 +58,85 @@ class Row:
 
 @dataclass(frozen=True)
 class Seen:
-    """A model, and how it sees the training and the test photos."""
+    """A model, and its features of the training and the test photos."""
 
     encoder: Encoder
     train: FeatureBank
     test: FeatureBank
 
 
-def demo(config: DemoConfig) -> list[Row]:
-    """Train the student, and the student alone; print the table, write table.json and neighbours.png.
+def demo(settings: DemoSettings) -> list[Row]:
+    """Train the student and the baseline; print the table, write table.json and neighbours.png.
 
     Raises:
-        InputError: `--out` holds something else, or the time is none.
-        Stopped: asked to stop; the same command goes on from there.
+        InputError: the output folder holds something else, or the training time is out of range.
+        Stopped: asked to stop; the same command resumes.
     """
-    if not 0.05 <= config.minutes <= 24 * 60:
-        raise InputError("--minutes", config.minutes, "give a number of at least 0.05 and at most 1440")
+    settings.check()
     console, began = Console(highlight=False), time.monotonic()
-    for number, (title, run) in enumerate(stages(config), start=1):
+    for number, (title, run) in enumerate(stages(settings), start=1):
         console.print(f"[bold]{number}/2[/bold]  {title}  [dim]→ {run.out}[/dim]", soft_wrap=True)
         train_unless_done(run, console)
-    models = {name: look(encoder) for name, encoder in encoders(config).items()}
-    rows = [measure(name, seen, models["teacher"], config) for name, seen in models.items()]
-    picture = draw(config, models)
+    models = {name: look(encoder) for name, encoder in encoders(settings).items()}
+    rows = [measure(name, seen, models["teacher"], settings) for name, seen in models.items()]
+    picture = draw(settings, models)
     table = [dataclasses.asdict(row) for row in rows]
-    (config.out / "table.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    write_text(settings.out / "table.json", json.dumps(table, indent=2) + "\n")
     show(console, rows, images=len(models["teacher"].test.labels))
-    console.print(
-        f"picture {picture}   reports {config.out}/*/report.html   {duration(time.monotonic() - began)}"
-    )
+    took = duration(time.monotonic() - began)
+    console.print(f"picture {picture}   reports {settings.out}/*/report.html   {took}")
     return rows
 
 
-def stages(config: DemoConfig) -> list[tuple[str, RunConfig]]:
-    """The two runs. Settings were chosen on a held-out part of the training photos, never on the test photos."""
-    common = {
+def stages(settings: DemoSettings) -> list[tuple[str, TrainSettings]]:
+    """The two runs. Their settings were chosen on a held-out part of the training photos, never on the test photos."""
+    common: dict[str, Any] = {
         "data": (str(clothing("train")),),
         "image_size": IMAGE_SIZE,
         "batch_size": 128,
-        "seed": config.seed,
+        "seed": settings.seed,
         "evaluate_every": 10_000,
         "validation_images": 400,
-        "max_minutes": config.minutes / 2,
+        "max_minutes": settings.minutes / 2,
     }
-    distilled = DistillConfig(
-        teacher=TEACHER, student=STUDENT, out=config.out / "distilled", lr=0.4, **common
+    distilled = SeedSettings(
+        teacher=TEACHER, student=STUDENT, out=settings.out / "distilled", lr=0.4, **common
     )
-    alone = PretrainMoCoConfig(
+    baseline = MoCoSettings(
         backbone=STUDENT,
-        out=config.out / "alone",
+        out=settings.out / "baseline",
         queue_size=1024,
         encoder_momentum=0.99,
         lr=0.3,
         **common,
     )
     return [
-        (f"the student, {STUDENT}, learns from the teacher that comes with tinyseed (SEED)", distilled),
-        ("the same student learns alone for the same time (MoCo-v2)", alone),
+        (f"distilling the bundled teacher into the student, {STUDENT} (SEED)", distilled),
+        ("training the same network without a teacher for the same time, as a baseline (MoCo-v2)", baseline),
     ]
 
 
-def train_unless_done(run: RunConfig, console: Console) -> None:
-    """A stage that an earlier demo finished is reused, one that it began is resumed."""
+def train_unless_done(run: TrainSettings, console: Console) -> None:
+    """Reuse a run that an earlier demo finished, resume one that it began."""
     folder = RunFolder(run.out)
     if folder.summary.exists():
         console.print(f"     finished before: {run.out}")
         return
-    api.run(dataclasses.replace(run, resume=folder.config.exists()))
+    api.run(run.replaced(resume=folder.config.exists()))
 
 
-def encoders(config: DemoConfig) -> dict[str, Encoder]:
-    """The table's four models, weakest first."""
+def encoders(settings: DemoSettings) -> dict[str, Encoder]:
+    """The models of the table, the weakest first."""
     return {
-        "random": load_model(f"random:{STUDENT}", seed=config.seed),
-        "alone": load_model(str(config.out / "alone")),
-        "distilled": load_model(str(config.out / "distilled")),
+        "random init": load_model(ModelSpec(f"random:{STUDENT}", seed=settings.seed)),
+        "baseline": load_model(settings.out / "baseline"),
+        "distilled": load_model(settings.out / "distilled"),
         "teacher": load_model(TEACHER),
     }
 
 
 def look(encoder: Encoder) -> Seen:
-    """Embed all photos."""
+    """Features of all photos."""
     train, test = (
         embed_source(encoder, open_source([str(clothing(split))]), size=IMAGE_SIZE)
         for split in ("train", "test")
@@ -152,10 +144,10 @@ def look(encoder: Encoder) -> Seen:
     return Seen(encoder, train, test)
 
 
-def measure(name: str, seen: Seen, teacher: Seen, config: DemoConfig) -> Row:
-    """A model's line of the table."""
+def measure(name: str, seen: Seen, teacher: Seen, settings: DemoSettings) -> Row:
+    """A model's row of the table."""
     (result,) = knn(
-        seen.train.features, seen.train.labels, seen.test.features, seen.test.labels, k=(NEIGHBOURS,)
+        seen.train.features, seen.train.labels, seen.test.features, seen.test.labels, k=(NEIGHBORS,)
     )
     backbone = seen.encoder.backbone
     return Row(
@@ -163,22 +155,22 @@ def measure(name: str, seen: Seen, teacher: Seen, config: DemoConfig) -> Row:
         backbone=backbone.name,
         parameters=sum(parameter.numel() for parameter in backbone.parameters()),
         knn_top1=100 * result.top1,
-        neighbour_agreement=100 * neighbor_agreement(teacher.test.features, seen.test.features, NEIGHBOURS),
-        minutes=_minutes(name, config),
+        neighbour_agreement=100 * neighbor_agreement(teacher.test.features, seen.test.features, NEIGHBORS),
+        minutes=_minutes(name, settings),
     )
 
 
-def _minutes(name: str, config: DemoConfig) -> float:
+def _minutes(name: str, settings: DemoSettings) -> float:
     if name == "teacher":
         lineage = json.loads((CLOTHING_TEACHER / "lineage.json").read_text(encoding="utf-8"))
         return float(lineage["summary"]["minutes"])
-    return 0.0 if name == "random" else config.minutes / 2
+    return 0.0 if name == "random init" else settings.minutes / 2
 
 
 def show(console: Console, rows: list[Row], images: int) -> None:
-    """Print the table, and what it says."""
-    title = f"{NEIGHBOURS}-NN on {images:,} test photos of 17 kinds of clothes"
-    caption = f"agreement: share of the teacher's {NEIGHBOURS} nearest neighbours that the model has too"
+    """Print the table, and what it says in words."""
+    title = f"{NEIGHBORS}-NN on {images:,} test photos of 17 kinds of clothes"
+    caption = f"agreement: fraction of the teacher's {NEIGHBORS} nearest neighbors that the model has, too"
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for column in ("model", "backbone", "weights", "k-NN", "agreement", "trained"):
         table.add_column(column, justify="left" if column in ("model", "backbone") else "right", no_wrap=True)
@@ -194,47 +186,47 @@ def show(console: Console, rows: list[Row], images: int) -> None:
 
 
 def verdict(rows: list[Row], images: int) -> str:
-    """The table in words, whichever way it went; a gain within two standard errors is called none."""
+    """The table in words, whichever way it went; a gain within two standard errors is not called one."""
     by_name = {row.model: row for row in rows}
     distilled, teacher = by_name["distilled"], by_name["teacher"]
     parts = [
         f"The student has {teacher.parameters / distilled.parameters:.0f} times fewer parameters than its teacher "
         f"and {100 * distilled.knn_top1 / teacher.knn_top1:.0f} % of its k-NN accuracy."
     ]
-    for name, what in (("alone", "learning alone"), ("random", "no training")):
+    for name, what in (("baseline", "the baseline"), ("random init", "random init")):
         other = by_name[name]
         gain = distilled.knn_top1 - other.knn_top1
         error = (
             standard_error(distilled.knn_top1, images) ** 2 + standard_error(other.knn_top1, images) ** 2
         ) ** 0.5
-        told = "" if abs(gain) > 2 * error else " (within two standard errors: no clear difference)"
-        parts.append(f"Against {what}: {gain:+.1f} ± {error:.1f} points{told}.")
+        doubt = "" if abs(gain) > 2 * error else " (within two standard errors: no clear difference)"
+        parts.append(f"Against {what}: {gain:+.1f} ± {error:.1f} points{doubt}.")
     return " ".join(parts)
 
 
 def standard_error(percent: float, images: int) -> float:
-    """Standard error of a share of so many images, in points."""
+    """Standard error of a percentage of this many images, in points."""
     return (percent * (100 - percent) / images) ** 0.5
 
 
-def draw(config: DemoConfig, models: dict[str, Seen]) -> Path:
-    """The neighbours of a few test photos by teacher, student and random net.
+def draw(settings: DemoSettings, models: dict[str, Seen]) -> Path:
+    """Draw the nearest neighbors of a few test photos for teacher, student and random init.
 
-    The photos are the first of each of the six largest classes of the training part, so nobody picked them.
+    The photos are the first ones of the six largest classes of the training photos, so they are not hand-picked.
     """
     train, test = open_source([str(clothing("train"))]), open_source([str(clothing("test"))])
-    shown = ("teacher", "distilled", "random")
+    shown = ("teacher", "distilled", "random init")
     labels = models["teacher"].test.labels.numpy()
     frequent = np.argsort(-np.bincount(models["teacher"].train.labels.numpy()), kind="stable")[:QUERIES]
     chosen = [int(np.flatnonzero(labels == label)[0]) for label in frequent]
     queries = [_query(place, [models[name] for name in shown], train, test) for place in chosen]
-    path = config.out / "neighbours.png"
+    path = settings.out / "neighbours.png"
     caption = (
         f"Nearest of {len(train):,} training photos; green: same class. "
-        "Rows: the first test photo of each of the largest classes, not picked."
+        "Rows: the first test photo of each of the largest classes, not hand-picked."
     )
-    titles = ["teacher", "student, distilled", "student, random weights"]
-    draw_neighbours(path, titles, queries, caption)
+    titles = ["teacher", "student, distilled", "student, random init"]
+    draw_neighbors(path, titles, queries, caption)
     return path
 
 
@@ -246,7 +238,7 @@ def _query(place: int, models: list[Seen], train: Source, test: Source) -> Query
         nearest = (unit @ torch.nn.functional.normalize(seen.test.features[place], dim=0)).topk(SHOWN).indices
         found.append(
             [
-                Neighbour(
+                Neighbor(
                     decode(train.read(int(seen.train.indices[index]))), int(seen.train.labels[index]) == label
                 )
                 for index in nearest.tolist()

@@ -1,12 +1,12 @@
 """The two ways in which tinyseed fails on purpose, and how an error gets the name of the argument that it is about.
 
-Library functions say which value is wrong and what to do about it. A caller that passes its own argument on says so with
-`argument(...)`; the command line then writes `--teacher`, Python writes `teacher=`. A remedy names other arguments in
+Library functions say which value is wrong and what to do about it. A caller that passes its own argument on says so
+with `argument(...)`; the command line then writes `--teacher`, Python writes `teacher=`. A remedy names other arguments in
 backticks (`` `teacher_weights` ``), which the command line turns into flags.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 MISSING = "missing"
@@ -46,7 +46,7 @@ class InputError(ValueError):
     def rename(self, name: str | None, renamed: Mapping[str, str]) -> None:
         """Name the argument as a caller calls it; see `argument`."""
         self.argument = name if self.argument is None else renamed.get(self.argument, self.argument)
-        self.remedy = _REFERENCE.sub(lambda found: f"`{renamed.get(found[1], found[1])}`", self.remedy)
+        self.remedy = references_as(self.remedy, lambda known: f"`{renamed.get(known, known)}`")
 
 
 class RunError(RuntimeError):
@@ -73,13 +73,13 @@ def argument(name: str | None = None, /, **renamed: str) -> Iterator[None]:
         raise
 
 
-def references_as(text: str, write: Mapping[str, str]) -> str:
-    """A message with the arguments that it names in backticks written as a mapping says; others stay as they are.
+def references_as(text: str, write: Callable[[str], str]) -> str:
+    """A message with the arguments that it names in backticks written in another way.
 
-    >>> references_as("try a lower `lr`", {"lr": "--lr"})
+    >>> references_as("try a lower `lr`", lambda name: f"--{name}")
     'try a lower --lr'
     """
-    return _REFERENCE.sub(lambda found: write.get(found[1], found[0]), text)
+    return _REFERENCE.sub(lambda found: write(found[1]), text)
 
 
 def first_line(error: BaseException) -> str:

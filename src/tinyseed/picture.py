@@ -1,4 +1,4 @@
-"""A picture in which a person sees what a model sees: nearest neighbours side by side. Imports the data room."""
+"""The picture of the demo: the nearest neighbors of test photos, for several models side by side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ SAME, OTHER = (46, 139, 87), (205, 92, 60)
 
 
 @dataclass(frozen=True)
-class Neighbour:
-    """A photo that a model found, and whether it is of the query's class."""
+class Neighbor:
+    """A photo that a model found, and whether it has the query's class."""
 
     photo: Image.Image
     same_class: bool
@@ -21,15 +21,15 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Query:
-    """A test photo, its class, and what each model finds most like it, nearest first."""
+    """A test photo, its class, and what each model finds most similar to it, nearest first."""
 
     photo: Image.Image
     name: str
-    found: Sequence[Sequence[Neighbour]]
+    found: Sequence[Sequence[Neighbor]]
 
 
-def draw_neighbours(path: Path, models: Sequence[str], queries: Sequence[Query], caption: str) -> None:
-    """Write a PNG: a row for each query, a block of neighbours for each model; a green frame tells the same class."""
+def draw_neighbors(path: Path, models: Sequence[str], queries: Sequence[Query], caption: str) -> None:
+    """Write a PNG: a row for each query, a block of neighbors for each model; a green frame marks the same class."""
     shown = len(queries[0].found[0])
     block = shown * (TILE + GAP) + MARGIN
     width = MARGIN + TILE + MARGIN + len(models) * block
@@ -43,10 +43,10 @@ def draw_neighbours(path: Path, models: Sequence[str], queries: Sequence[Query],
         top = MARGIN + 2 * LABEL + row * (TILE + LABEL + GAP)
         _photo(canvas, query.photo, (MARGIN, top), None)
         _text(draw, (MARGIN, top + TILE + 2), query.name, FAINT)
-        for place, neighbours in enumerate(query.found):
-            for order, neighbour in enumerate(neighbours):
+        for place, neighbors in enumerate(query.found):
+            for order, neighbor in enumerate(neighbors):
                 left = _block_left(place, block) + order * (TILE + GAP)
-                _photo(canvas, neighbour.photo, (left, top), SAME if neighbour.same_class else OTHER)
+                _photo(canvas, neighbor.photo, (left, top), SAME if neighbor.same_class else OTHER)
     _text(draw, (MARGIN, height - MARGIN - LABEL // 2), caption, FAINT)
     canvas.save(path, optimize=True)
 

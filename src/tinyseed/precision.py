@@ -1,4 +1,4 @@
-"""What arithmetic networks run in. Imports torch only."""
+"""The arithmetic that networks run in: float32 or bfloat16."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ EvaluationPrecision = Literal["auto", "32", "bf16"]
 
 
 def native_bf16(on_gpu: bool) -> bool:
-    """Whether the hardware itself multiplies bfloat16: by what it says that it has, so each run decides alike."""
+    """Whether the hardware itself multiplies bfloat16, by the capabilities that it reports."""
     if on_gpu:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
@@ -18,7 +18,7 @@ def native_bf16(on_gpu: bool) -> bool:
 
 
 def autocast_dtype(wanted: EvaluationPrecision, device: torch.device) -> torch.dtype | None:
-    """What autocast computes in, None for float32; auto: bfloat16 where the hardware multiplies it natively.
+    """The dtype for autocast, None for float32; auto: bfloat16 if the hardware multiplies it natively.
 
     >>> autocast_dtype("bf16", torch.device("cpu")), autocast_dtype("32", torch.device("cpu"))
     (torch.bfloat16, None)

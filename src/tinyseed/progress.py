@@ -41,7 +41,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self.live:  # rich would print an empty line
+            self._bar.stop()
 
     def say(self, line: str) -> None:
         """Print a line that stays."""

@@ -1,7 +1,7 @@
-"""Settings of published runs, and of their small-image variants, by name. Imports the engine's settings and errors.
+"""Recipes: the settings of published runs, and of their variants for small images, by name.
 
-Each recipe is a function that gives all settings in which such a run differs from another; its docstring says what it
-is and where from. A name is a function's name with hyphens. Flags beside `--recipe NAME` win.
+Each recipe is a function that returns all settings in which such a run differs from others; its docstring says what it
+is and where it comes from. Its name is the function's name with hyphens. Settings given beside a recipe win.
 """
 
 import inspect
@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tinyseed.engine.config import flag
 from tinyseed.errors import InputError
+from tinyseed.settings.base import flag
 
 Settings = dict[str, Any]
 
@@ -194,7 +194,7 @@ def moco_v2_cifar() -> Settings:
 
 
 def simclr_cifar() -> Settings:
-    """SimCLR on CIFAR-10: small stem, no blur, half the colour distortion, temperature 0.5, batch 512, 1,000 epochs.
+    """SimCLR on CIFAR-10: small stem, no blur, half the color distortion, temperature 0.5, batch 512, 1,000 epochs.
 
     Source: the command in the README of the code of Chen et al., SimCLR, ICML 2020 (arXiv 2002.05709); appendix B.9.
     """
@@ -203,7 +203,7 @@ def simclr_cifar() -> Settings:
 
 
 def swav_cifar() -> Settings:
-    """SwAV on images of 32 px: 2×32 + 4×16, 100 prototypes, no blur, half the colour distortion; no published run.
+    """SwAV on images of 32 px: 2×32 + 4×16, 100 prototypes, no blur, half the color distortion; no published run.
 
     Source: ours, after Caron et al., SwAV, NeurIPS 2020 (arXiv 2006.09882).
     """
@@ -243,24 +243,24 @@ def _small() -> Settings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named function that gives settings, and the verb that they are for."""
+    """A function that returns settings, and the command that they are for."""
 
-    verb: str
+    command: str
     settings: Callable[[], Settings]
 
     @property
     def name(self) -> str:
-        """As it is typed."""
+        """The name as it is typed."""
         return self.settings.__name__.replace("_", "-")
 
     @property
     def about(self) -> str:
-        """What it is, in a line."""
+        """What it is, in one line."""
         return inspect.getdoc(self.settings).partition("\n")[0]  # pyright: ignore[reportOptionalMemberAccess]
 
     @property
     def notes(self) -> str:
-        """Where it is from, and what differs."""
+        """Where it comes from, and what differs."""
         return inspect.getdoc(self.settings).partition("\n\n")[2]  # pyright: ignore[reportOptionalMemberAccess]
 
 
@@ -283,30 +283,26 @@ _RECIPES = (
 RECIPES = {recipe.name: recipe for recipe in _RECIPES}
 
 
-def settings_of(name: str, verb: str) -> Settings:
-    """A recipe's settings, for a run of this verb (`distill`, `pretrain simclr`).
+def settings_of(name: str, command: str) -> Settings:
+    """A recipe's settings, for a run of this command (`distill`, `pretrain simclr`).
 
     Raises:
-        InputError: there is no such recipe, or it is for another verb.
+        InputError: there is no such recipe, or it is for another command.
     """
+    known = ", ".join(name for name, recipe in RECIPES.items() if recipe.command == command)
     if name not in RECIPES:
-        raise InputError("--recipe", name, f"give one of {', '.join(_names(verb))}")
+        raise InputError(name, f"unknown recipe; give one of {known}", argument="recipe")
     recipe = RECIPES[name]
-    if recipe.verb != verb:
-        raise InputError(
-            "--recipe", name, f"is for tinyseed {recipe.verb}; here give one of {', '.join(_names(verb))}"
-        )
+    if recipe.command != command:
+        remedy = f"is for tinyseed {recipe.command}; here give one of {known}"
+        raise InputError(name, remedy, argument="recipe")
     return recipe.settings()
 
 
-def _names(verb: str) -> list[str]:
-    return [name for name, recipe in RECIPES.items() if recipe.verb == verb]
-
-
 def listing() -> str:
-    """All recipes: name, verb, a line about it and its source."""
+    """All recipes: name, command, one line about it and its source."""
     blocks = [
-        f"{name}  (tinyseed {recipe.verb})\n  {recipe.about}\n"
+        f"{name}  (tinyseed {recipe.command})\n  {recipe.about}\n"
         + "\n".join(f"  {line.strip()}" for line in recipe.notes.splitlines())
         for name, recipe in RECIPES.items()
     ]
@@ -314,18 +310,20 @@ def listing() -> str:
 
 
 def sheet(name: str) -> str:
-    """A recipe as people read it: a command, what it is, and each setting as a flag.
+    """A recipe for the terminal: a command line, what it is, and each setting as a flag.
 
     Raises:
         InputError: there is no such recipe.
     """
     if name not in RECIPES:
-        raise InputError("recipe", name, f"give one of {', '.join(RECIPES)}")
+        raise InputError(name, f"unknown recipe; give one of {', '.join(RECIPES)}")
     recipe = RECIPES[name]
     settings = recipe.settings()
-    networks = "--teacher runs/teacher --student" if recipe.verb == "distill" else "--backbone"
-    network = "resnet18" if recipe.verb == "distill" or settings["image_size"] < 64 else "resnet50"
-    command = f"tinyseed {recipe.verb} --recipe {name} --data photos/ {networks} {network} --out runs/{name}"
+    networks = "--teacher runs/teacher --student" if recipe.command == "distill" else "--backbone"
+    network = "resnet18" if recipe.command == "distill" or settings["image_size"] < 64 else "resnet50"
+    command = (
+        f"tinyseed {recipe.command} --recipe {name} --data photos/ {networks} {network} --out runs/{name}"
+    )
     flags = "\n".join(f"  {_as_flag(setting, value)}" for setting, value in settings.items())
     return f"{command}\n\n{recipe.about}\n\n{recipe.notes}\n\nsettings:\n{flags}"
 

@@ -1,6 +1,6 @@
-"""The axis letters and array types used everywhere. Imports nothing of tinyseed.
+"""The axis letters and array types used everywhere.
 
-Axes: n images, d embedding, k queue rows, f trunk width, c channels, h w pixels.
+Axes: n images, d embedding, k queue rows, f feature width, c channels, h w pixels.
 A name repeated in one signature means the same size there (checked by beartype in the tests).
 """
 
@@ -16,19 +16,19 @@ BandPixels = Float32[Tensor, "n c h w"]
 """Decoded images of other bands than red, green and blue, in [0, 1]."""
 
 AnyPixels = Pixels | BandPixels
-"""Either, as a loader hands them over."""
+"""Either, as a loader returns them."""
 
 CropPixels = UInt8[Tensor, "n c _ _"] | Float32[Tensor, "n c _ _"]
 """The same for one of several views, which may differ in size."""
 
 Images = Float[Tensor, "n c h w"]
-"""Float images: in [0, 1], or normalised where a name says so."""
+"""Float images: in [0, 1], or normalized where a name says so."""
 
 Features = Float[Tensor, "n f"]
-"""Trunk outputs, any scale."""
+"""Backbone outputs, any scale."""
 
 Embeddings = Float[Tensor, "n d"]
-"""Unit rows, one an image."""
+"""Unit rows, one per image."""
 
 Rows = Float[Tensor, "k d"]
 """Unit rows of the queue."""

@@ -1,38 +1,52 @@
-"""`tinyseed teachers`: what a checkpoint is, for a terminal. Imports models."""
+"""`tinyseed teachers`: describe a checkpoint on the terminal."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from tinyseed.models.formats import TeacherFile
-from tinyseed.models.teacher import describe_teacher
+from tinyseed.errors import argument
+from tinyseed.lazy import lazy
 
-__all__ = ["TeachersConfig", "describe_teacher", "table"]
+if TYPE_CHECKING:
+    from tinyseed.checkpoints import formats, load
+else:
+    formats, load = lazy("tinyseed.checkpoints.formats", "tinyseed.checkpoints.load")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeachersConfig:
+class TeachersSettings:
     """Flags of `tinyseed teachers FILE`."""
 
     json: bool = False
     """Print JSON."""
     teacher_arch: str | None = None
-    """Network of a file that does not say what it is: a model's name."""
+    """Architecture (a model name) of a file that does not state it."""
 
 
-def table(teacher: TeacherFile) -> str:
-    """What a teacher is, a line each."""
-    contract = teacher.input
+def describe(spec: str, settings: TeachersSettings) -> "formats.ModelDescription":
+    """Describe a checkpoint file, folder, URL or model name.
+
+    Raises:
+        InputError: there is no such model, or it cannot be loaded.
+    """
+    with argument(arch="teacher_arch"):
+        return load.describe_model(spec, arch=settings.teacher_arch)
+
+
+def table(teacher: "formats.ModelDescription") -> str:
+    """The description of a teacher, one property per line."""
+    expected = teacher.input
     head = f"{teacher.head}, to {teacher.dim}" if teacher.head != "none" else "none"
     rows = {
         "method": teacher.method,
         "architecture": teacher.architecture,
-        "trunk": f"{teacher.width} features",
+        "backbone": f"{teacher.width} features",
         "head": head,
-        "rows": f"unit vectors of {teacher.dim} numbers",
-        "epochs": "not told" if teacher.epochs is None else str(teacher.epochs),
-        "images": f"{contract.size} px, {contract.interpolation}",
-        "mean": ", ".join(f"{value:g}" for value in contract.mean),
-        "std": ", ".join(f"{value:g}" for value in contract.std),
+        "embedding": f"unit vectors of dimension {teacher.dim}",
+        "epochs": "not stated" if teacher.epochs is None else str(teacher.epochs),
+        "images": f"{expected.size} px, {expected.interpolation}",
+        "mean": ", ".join(f"{value:g}" for value in expected.mean),
+        "std": ", ".join(f"{value:g}" for value in expected.std),
         "used": _counts(teacher.used),
         "unused": _counts(teacher.unused),
         "size": "" if teacher.size is None else f"{teacher.size / 1e6:,.1f} MB",
@@ -42,5 +56,7 @@ def table(teacher: TeacherFile) -> str:
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    told = ", ".join(f"{group} {count}" for group, count in counts.items() if count)
-    return f"{told} (tensors)" if told else "nothing"
+    listed = ", ".join(
+        f"{group.replace('trunk', 'backbone')} {count}" for group, count in counts.items() if count
+    )
+    return f"{listed} (tensors)" if listed else "nothing"

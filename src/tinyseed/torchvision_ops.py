@@ -1,9 +1,9 @@
-"""Let torchvision be imported beside a torch that its compiled library does not fit. Imports nothing of ours.
+"""Make torchvision work with a torch build that its compiled library does not fit.
 
-torchvision's wheel on PyPI is linked against CUDA. Beside a CPU-only torch its library `_C` cannot be loaded,
-and `import torchvision` (so timm's, too) ends in "operator torchvision::nms does not exist". Two operators'
-declarations are all that is wanted: they are given here, where and only where the library does not load.
-Its detection models need two operators that really compute: `ensure_detection` puts ours in their place there.
+torchvision's wheel on PyPI is linked against CUDA. With a CPU-only torch its library `_C` cannot be loaded,
+and `import torchvision` (and so timm) fails with "operator torchvision::nms does not exist". Only the declarations
+of two operators are missing: they are made here if, and only if, the library does not load.
+Its detection models need two operators that compute: `ensure_detection` puts ours in their place.
 """
 
 import importlib.machinery
@@ -16,15 +16,15 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-# A torch.library.Library takes its operators with it when it is collected.
+# A torch.library.Library removes its operators when it is garbage-collected.
 _declared: list[torch.library.Library] = []
 
 
 def ensure_torchvision() -> None:
     """Make `import torchvision` and `import timm` work; call it before the first of either.
 
-    Where torchvision's compiled library loads, that is all that happens: its own operators are used.
-    Calling it again does nothing, and neither does a missing torchvision.
+    If torchvision's compiled library loads, nothing else happens and its own operators are used.
+    A second call does nothing, and neither does the first if torchvision is not installed.
     """
     if _declared or hasattr(torch.ops.torchvision, "nms") or _load_compiled():
         return
@@ -36,7 +36,7 @@ def ensure_torchvision() -> None:
 
 
 def _load_compiled() -> bool:
-    """Load torchvision's library as torchvision itself would; True when that leaves nothing to be done."""
+    """Load torchvision's library as torchvision itself would; True if nothing is left to be done."""
     package = importlib.util.find_spec("torchvision")
     if package is None or not package.submodule_search_locations:
         return True
@@ -54,10 +54,10 @@ def _load_compiled() -> bool:
 
 
 def ensure_detection() -> None:
-    """Make torchvision's detection models run; call it before one of them does.
+    """Make torchvision's detection models run; call it before using one of them.
 
-    Where torchvision's compiled library loads, its own operators stay. Else its functions refuse to work (`nms`)
-    or compile themselves with a C++ compiler (`roi_align`); the detection models get the ones of this file.
+    If torchvision's compiled library loads, its own operators stay. Otherwise its functions fail (`nms`) or need a
+    C++ compiler (`roi_align`), so the detection models get those of this file.
     """
     ensure_torchvision()
     from torchvision import extension
@@ -82,15 +82,15 @@ _BLOCK = 256
 def non_maximum_suppression(
     boxes: Float[Tensor, "n 4"], scores: Float[Tensor, " n"], iou_threshold: float
 ) -> Int64[Tensor, " kept"]:
-    """Positions of the boxes that no kept box of a higher score overlaps by more than the threshold.
+    """Positions of the boxes that are not overlapped, by more than the threshold, by a kept box of a higher score.
 
     Args:
         boxes: corners (x1, y1, x2, y2).
-        scores: which of two overlapping boxes stays; the earlier one of equals.
+        scores: the higher of two overlapping boxes is kept; of equal ones the earlier.
         iou_threshold: intersection over union, in [0, 1].
 
     Returns:
-        Positions by falling score.
+        Positions by descending score.
     """
     order = scores.argsort(descending=True, stable=True)
     ranked = boxes[order]
@@ -108,7 +108,7 @@ def non_maximum_suppression(
 def _overlapping(
     first: Float[Tensor, "n 4"], second: Float[Tensor, "m 4"], threshold: float
 ) -> Bool[Tensor, "n m"]:
-    """Whether the intersection over union is above the threshold; NaN (two boxes of no area) is not."""
+    """Whether the intersection over union is above the threshold; NaN (two boxes without area) is not."""
     corner = torch.maximum(first[:, None, :2], second[None, :, :2])
     opposite = torch.minimum(first[:, None, 2:], second[None, :, 2:])
     overlap = (opposite - corner).clamp(min=0).prod(dim=2)
@@ -124,18 +124,18 @@ def roi_align(  # noqa: PLR0917  (torchvision calls it by position)
     sampling_ratio: int = -1,
     aligned: bool = False,
 ) -> Float[Tensor, "k c p q"]:
-    """Maps cut out at boxes and averaged into a grid of cells, differentiable by the maps.
+    """Maps cropped at boxes and averaged into a grid of cells; differentiable with respect to the maps.
 
-    Each cell is a weighted sum of the maps' pixels, and that is what `embedding_bag` computes with the pixels as its
-    table: no sample is ever stored.
+    Each cell is a weighted sum of the maps' pixels, which is what `embedding_bag` computes with the pixels as its
+    table, so that no sample is stored.
 
     Args:
         input: feature maps.
-        boxes: the image's number and the corners of each box, or a list of corners for each image.
-        output_size: cells by height and width.
-        spatial_scale: maps' pixels for one of the boxes'.
-        sampling_ratio: samples along each side of a cell; if not above 0, one for each of the map's pixels.
-        aligned: whether pixel centres lie at .5.
+        boxes: the image's number and the corners of each box, or a list of corners per image.
+        output_size: number of cells in height and width.
+        spatial_scale: pixels of the maps per pixel of the boxes.
+        sampling_ratio: samples along each side of a cell; if not above 0, one per pixel of the map.
+        aligned: whether pixel centers lie at .5.
 
     Source: He et al., Mask R-CNN, ICCV 2017 (arXiv 1703.06870), section 3; torchvision.ops.roi_align documents
     the arguments.
@@ -154,20 +154,15 @@ def roi_align(  # noqa: PLR0917  (torchvision calls it by position)
     groups, members = counts.clamp(min=1).long().unique(dim=0, return_inverse=True)
     for number, samples in enumerate(groups.tolist()):
         chosen = torch.nonzero(members == number)[:, 0]
-        x, y = (
-            _axis(corners[chosen, axis], sides[chosen, axis], cell, count, length)
-            for axis, (cell, count, length) in enumerate(
-                zip(size[::-1], samples, (width, height), strict=True)
-            )
+        positions, weights = _samples(
+            rois[chosen, 0].long(),
+            corners[chosen],
+            sides[chosen],
+            size=size,
+            samples=samples,
+            shape=(height, width),
         )
-        first = rois[chosen, 0].long() * (height * width)
-        positions = (first[:, None, None, None, None] + y[0][:, :, None, :, None] * width) + x[0][
-            :, None, :, None, :
-        ]
-        weights = (y[1][:, :, None, :, None] * x[1][:, None, :, None, :]).flatten(3).flatten(0, 2)
-        cut = embedding_bag(
-            positions.flatten(3).flatten(0, 2), table, mode="sum", per_sample_weights=weights.to(table.dtype)
-        )
+        cut = embedding_bag(positions, table, mode="sum", per_sample_weights=weights.to(table.dtype))
         pooled = pooled.index_copy(0, chosen, cut.view(len(chosen), -1, channels))
     return pooled.transpose(1, 2).unflatten(2, size)
 
@@ -178,10 +173,31 @@ def _numbered(boxes: list[Tensor]) -> Float[Tensor, "k 5"]:
     )
 
 
+def _samples(
+    images: Int64[Tensor, " k"],
+    corners: Float[Tensor, "k 4"],
+    sides: Float[Tensor, "k 2"],
+    *,
+    size: tuple[int, int],
+    samples: list[int],
+    shape: tuple[int, int],
+) -> tuple[Int64[Tensor, "cells s"], Float[Tensor, "cells s"]]:
+    """Pixels that each cell of these boxes sums, and their weights; all have the same number of samples."""
+    x, y = (
+        _axis(corners[:, axis], sides[:, axis], cells, count, length)
+        for axis, (cells, count, length) in enumerate(zip(size[::-1], samples, shape[::-1], strict=True))
+    )
+    height, width = shape
+    first = (images * (height * width))[:, None, None, None, None]
+    positions = first + y[0][:, :, None, :, None] * width + x[0][:, None, :, None, :]
+    weights = y[1][:, :, None, :, None] * x[1][:, None, :, None, :]
+    return positions.flatten(3).flatten(0, 2), weights.flatten(3).flatten(0, 2)
+
+
 def _axis(
     starts: Float[Tensor, " k"], sides: Float[Tensor, " k"], cells: int, samples: int, length: int
 ) -> tuple[Int64[Tensor, "k cells s"], Float[Tensor, "k cells s"]]:
-    """Pixels that a cell's samples along one axis read, two a sample, and their shares; none beyond a pixel outside."""
+    """Pixels that a cell's samples read along one axis, two per sample, and their weights: 0 beyond one pixel outside."""
     shares = (torch.arange(cells * samples, device=sides.device, dtype=sides.dtype) + 0.5) / (cells * samples)
     places = starts[:, None] + shares * sides[:, None]
     inside = ((places >= -1) & (places <= length)) / samples

@@ -86,7 +86,7 @@ def test_addresses_are_independent() -> None:
             uniforms(0, 0, indices, "crop-1", 3),
             uniforms(0, 1, indices, "crop-0", 3),
             uniforms(1, 0, indices, "crop-0", 3),
-            uniforms(0, 0, indices + 1, "crop-0", 3),  # neighbouring images
+            uniforms(0, 0, indices + 1, "crop-0", 3),  # adjacent images
         )
     )
     correlation = np.corrcoef(draws, rowvar=False) - np.eye(draws.shape[1])

@@ -8,10 +8,8 @@ import tifffile
 from PIL import Image
 
 from tinyseed.data import bands as module
-from tinyseed.data.bands import Bands, bands_of, decode_bands, require_readers, to_unit
+from tinyseed.data.bands import decode_bands, to_unit
 from tinyseed.data.decode import BadImage
-from tinyseed.data.sources import open_source
-from tinyseed.errors import InputError
 
 
 def values(channels: int, dtype: str = "uint16", height: int = 20, width: int = 27) -> np.ndarray:
@@ -144,10 +142,10 @@ def test_what_cannot_be_read_is_told(data, channels, told):
     assert "\n" not in str(caught.value)
 
 
-def test_the_upper_bytes_of_16_bit_colour_are_not_taken_for_the_values():
+def test_the_upper_bytes_of_16_bit_color_are_not_taken_for_the_values():
     data = bytearray(picture(values(3, "uint8")))
     data[24] = 16  # the header's bits a sample
-    with pytest.raises(BadImage, match="16-bit colours"):
+    with pytest.raises(BadImage, match="16-bit colors"):
         decode_bands(bytes(data), 3)
 
 
@@ -174,32 +172,6 @@ def test_stored_values_become_0_to_1(dtype, span, low, high):
 def test_what_is_no_number_counts_as_the_least_and_infinity_as_the_most():
     array = np.array([[[np.nan, np.inf, -np.inf, 1e300]]])
     assert to_unit(array).tolist() == [[[0, 1, 0, 1]]]
-
-
-def test_plain_rgb_has_its_own_path():
-    assert bands_of(3) is None
-    assert bands_of(3, (0.0, 10000.0)) == Bands(3, (0.0, 10000.0))
-    assert bands_of(1) == Bands(1)
-
-
-@pytest.fixture
-def tiles(tmp_path):
-    folder = tmp_path / "tiles"
-    folder.mkdir()
-    for number in range(3):
-        (folder / f"{number}.tif").write_bytes(tiff(values(4)))
-    return folder
-
-
-def test_a_missing_reader_is_told_at_once_with_the_extra(tiles, photos, monkeypatch):
-    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "tifffile" else True)
-    source = open_source([str(tiles)])
-    with pytest.raises(InputError) as caught:
-        require_readers(source, np.arange(3), "--data")
-    assert str(caught.value).endswith(
-        "0.tif: reading TIFFs band by band needs tifffile: pip install tinyseed[bands]"
-    )
-    require_readers(open_source([str(photos)]), np.arange(60), "--data")  # JPEGs need none
 
 
 def test_without_a_reader_a_tiff_is_a_bad_image(monkeypatch):

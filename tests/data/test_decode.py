@@ -139,7 +139,7 @@ def test_transparent_gif():
 
 
 @pytest.mark.parametrize(("mode", "key"), [("L", 9), ("RGB", (10, 20, 30)), ("1", 0)])
-def test_png_colour_key(mode, key):
+def test_png_color_key(mode, key):
     image = Image.new(mode, (4, 4), 200 if mode == "L" else 1 if mode == "1" else (200, 0, 0))
     image.putpixel((1, 2), key)
     got = pixels(decode(encoded(image, "PNG", transparency=key)))
@@ -157,13 +157,13 @@ def in_lab(image):
 
 PALE = Image.blend(
     SMOOTH, Image.new("RGB", SMOOTH.size, "gray"), 0.6
-)  # 8-bit LAB is coarse for strong colours
+)  # 8-bit LAB is coarse for strong colors
 
 
 @pytest.mark.parametrize(
     ("mode", "tolerance"), [("HSV", 8), ("YCbCr", 3), ("RGBX", 0), ("CMYK", 1), ("RGBa", 0)]
 )
-def test_colour_modes_of_pillow_become_rgb(mode, tolerance):
+def test_color_modes_of_pillow_become_rgb(mode, tolerance):
     image = SMOOTH.convert("RGBA").convert("RGBa") if mode == "RGBa" else SMOOTH.convert(mode)
     assert np.abs(pixels(to_rgb(image)) - pixels(SMOOTH)).max() <= tolerance
 
@@ -206,7 +206,7 @@ def test_sixteen_bit_big_endian_tiff():
     np.testing.assert_array_equal(got[..., 0], np.rint(values / 257))
 
 
-def test_sixteen_bit_png_with_colour_key():
+def test_sixteen_bit_png_with_color_key():
     data = encoded(Image.fromarray(np.array([[1000, 2000]], np.uint16)), "PNG")
     end_of_header = 8 + 25
     data = data[:end_of_header] + chunk(b"tRNS", struct.pack(">H", 2000)) + data[end_of_header:]

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 import tinyseed
+from tinyseed.data.base import labels_as
 from tinyseed.data.decode import decode
 from tinyseed.data.named import Named
-from tinyseed.data.sources import labels_as, open_source
+from tinyseed.data.sources import open_source
 from tinyseed.errors import InputError
 
 SUN_CLASSES = ["/a/abbey", "/a/airport_terminal", "/b/bar"]
@@ -63,7 +64,7 @@ def sun(tmp_path) -> Path:
     ],
 )
 def test_parts_of_a_spec(spec, parts):
-    assert Named.of(spec, "--data") == parts
+    assert Named.of(spec) == parts
 
 
 def test_arrays_come_as_the_very_pixels(cifar):
@@ -169,9 +170,9 @@ def test_evaluations_take_it(cifar, tmp_path):
     [
         ("torchvision:", "write torchvision:NAME"),
         ("torchvision:CIFAR10:test:x", "write torchvision:NAME"),
-        ("torchvision:CIFAR11", "CIFAR11: is no data set of torchvision"),
-        ("torchvision:VisionDataset", "is no data set of torchvision"),
-        ("torchvision:FakeData", "is no data set of torchvision"),
+        ("torchvision:CIFAR11", "CIFAR11: is not a data set of torchvision"),
+        ("torchvision:VisionDataset", "is not a data set of torchvision"),
+        ("torchvision:FakeData", "is not a data set of torchvision"),
         ("torchvision:CIFAR10:val@.", "CIFAR10:val: its splits are train and test"),
         ("torchvision:EuroSAT:train@.", "this set has no splits"),
         ("torchvision:SUN397:val@.", "this set has no splits"),
@@ -187,8 +188,8 @@ def test_evaluations_take_it(cifar, tmp_path):
 def test_what_cannot_be_opened_is_told_in_one_line(tmp_path, monkeypatch, spec, remedy):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=remedy) as caught:
-        open_source([spec], "--test-data")
-    assert str(caught.value).startswith("--test-data: ")
+        open_source([spec])
+    assert str(caught.value).startswith(("torchvision:", f"{spec.split(':')[1]}: "))
     assert "\n" not in str(caught.value)
 
 

@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyseed.data import parquet
-from tinyseed.data.cache import cache_folder
-from tinyseed.data.sources import Source, open_source
+from tinyseed.data.base import Source
+from tinyseed.data.sources import open_source
 from tinyseed.errors import InputError
+from tinyseed.files import cache_folder
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 NAMES = ("cat", "dog", "owl")
@@ -58,9 +59,9 @@ def streams(monkeypatch):
     seen = []
     original = parquet._stream
 
-    def counted(file, columns, target):
+    def counted(columns, batches, target):
         seen.append(target)
-        return original(file, columns, target)
+        return original(columns, batches, target)
 
     monkeypatch.setattr(parquet, "_stream", counted)
     return seen
@@ -253,10 +254,10 @@ def test_damaged_files(tmp_path):
         path = tmp_path / f"{name}.parquet"
         path.write_bytes(data)
         with pytest.raises(InputError, match=r"cannot be read as Parquet: ") as caught:
-            open_source([str(path)], "--val-data")
-        assert str(caught.value).startswith(f"--val-data: {path}")
+            open_source([str(path)])
+        assert str(caught.value).startswith(f"{path}: ")
         assert "\n" not in str(caught.value)
-    assert not list((tmp_path / "cache").rglob(".writing-*"))
+    assert not list((tmp_path / "cache").rglob("*.unfinished"))
 
 
 def test_no_rows(tmp_path):

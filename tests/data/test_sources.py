@@ -5,8 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
-from tinyseed.data.sources import Source, labels_as, open_source, subset
-from tinyseed.errors import InputError
+from tinyseed.data.base import Source, Subset, labels_as
+from tinyseed.data.sources import open_source
+from tinyseed.errors import InputError, argument
 
 
 def tree(root, names):
@@ -59,7 +60,7 @@ def test_several_pickle_small(three):
 
 
 def test_a_subset(three):
-    part = subset(three, np.array([6, 0, 0, 2]))
+    part = Subset(three, np.array([6, 0, 0, 2]))
     assert isinstance(part, Source)
     assert [part.read(at) for at in range(len(part))] == [b"dog/5.jpg", b"cat/1.jpg", b"cat/1.jpg", b"x.jpg"]
     assert part.labels is not None
@@ -67,23 +68,23 @@ def test_a_subset(three):
     assert part.classes == three.classes
     assert part.name(0) == three.name(6)
     assert part.fingerprint != three.fingerprint
-    assert part.fingerprint != subset(three, np.array([6, 0, 0, 1])).fingerprint
+    assert part.fingerprint != Subset(three, np.array([6, 0, 0, 1])).fingerprint
     again = pickle.loads(pickle.dumps(part))
     assert again.read(0) == b"dog/5.jpg"
-    deeper = subset(part, np.array([3]))
+    deeper = Subset(part, np.array([3]))
     assert deeper.read(0) == b"x.jpg"
-    assert len(subset(three, np.array([], np.int64))) == 0
+    assert len(Subset(three, np.array([], np.int64))) == 0
 
 
 @pytest.mark.parametrize("indices", [[7], [-1]])
 def test_a_subset_of_what_is_not_there(three, indices):
     with pytest.raises(ValueError, match="indices"):
-        subset(three, np.array(indices))
+        Subset(three, np.array(indices))
 
 
 @pytest.mark.parametrize("index", [-1, 7])
 def test_no_index_outside(three, index):
-    for source in (three, subset(three, np.arange(7))):
+    for source in (three, Subset(three, np.arange(7))):
         with pytest.raises(IndexError):
             source.read(index)
         with pytest.raises(IndexError):
@@ -106,8 +107,8 @@ def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "remedy"),
     [
-        ("missing", r"missing: does not exist: give a folder of images, a text file"),
-        ("missing.parquet", "does not exist"),
+        ("nowhere", r"nowhere: does not exist: give a folder of images, a text file"),
+        ("nowhere.parquet", "does not exist"),
         ("empty", r"holds no images \(jpg, jpeg, png, webp, bmp, tif, tiff, gif"),
         ("notes", "holds no images"),
         ("photo.jpg", "is a file of another kind: give a folder"),
@@ -118,6 +119,7 @@ def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
         ("shard-000.tar.gz", "not supported yet"),
         ("hf:owner/name", "not supported yet"),
         ("s3://bucket/train", "not supported yet"),
+        ("s3://bucket/*.parquet", "not supported yet"),
         ("https://example.org/a.parquet", "not supported yet"),
         ("", "an empty text"),
         (" ", "an empty text"),
@@ -127,12 +129,12 @@ def test_what_cannot_be_opened_is_told_in_one_line(tmp_path, monkeypatch, spec, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     tree(tmp_path, ["notes/a.md", "photo.jpg", "table.csv", "shard.tar", ".hidden/1.jpg"])
-    with pytest.raises(InputError, match=remedy) as caught:
-        open_source([spec], "--train-data")
-    assert str(caught.value).startswith("--train-data: ")
+    with pytest.raises(InputError, match=remedy) as caught, argument("train_data"):
+        open_source([spec])
+    assert str(caught.value).startswith("train_data=")
     assert "\n" not in str(caught.value)
 
 
 def test_nothing_given():
-    with pytest.raises(InputError, match="--data"):
+    with pytest.raises(InputError, match=r"^\(nothing\): give a folder of images, .* or torchvision:NAME$"):
         open_source([])

@@ -13,22 +13,21 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tinyseed.evaluation.command import KnnConfig, run_knn
 
-from tinyseed.data import bands
 from tinyseed.data.loader import evaluation_batches
+from tinyseed.data.readers import BandReader, reader_for
 from tinyseed.data.sources import open_source
 from tinyseed.engine import train as engine
-from tinyseed.engine.channels import ChannelConfig, image_bands, measured, teacher_bands
-from tinyseed.engine.config import (
-    DistillConfig,
-    PretrainMoCoConfig,
-    PretrainSimCLRConfig,
-    PretrainSwAVConfig,
-)
+from tinyseed.engine.data import measured
 from tinyseed.engine.signals import Stopped
 from tinyseed.engine.train import train
 from tinyseed.errors import InputError, RunError
-from tinyseed.evaluation.command import KnnConfig, run_knn
+from tinyseed.methods.distillation import teacher_bands
+from tinyseed.methods.moco import MoCoSettings
+from tinyseed.methods.seed import SeedSettings
+from tinyseed.methods.simclr import SimCLRSettings
+from tinyseed.methods.swav import SwAVSettings
 from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import load_encoder
 
@@ -59,10 +58,10 @@ def tiles(tmp_path_factory) -> Path:
     return write_tiles(tmp_path_factory.mktemp("bands") / "tiles", 4)
 
 
-def config(data: Path, out: Path, **changes) -> DistillConfig:
+def config(data: Path, out: Path, **changes) -> SeedSettings:
     settings = {"teacher": "resnet10t", "teacher_weights": "random", "student": "mobilenetv3_small_050"}
     settings |= {"channels": 4, "teacher_bands": (3, 2, 1), "pixel_range": (0.0, 10000.0), "epochs": 2}
-    return DistillConfig(data=(str(data),), out=out, **settings | SMALL | changes)
+    return SeedSettings(data=(str(data),), out=out, **settings | SMALL | changes)
 
 
 def lines(out: Path) -> list[dict]:
@@ -112,8 +111,8 @@ def test_the_measured_figures_are_those_of_the_images(tiles, finished):
     """The evaluation view of 36 px cut to 32 shows nearly all of each tile; against NumPy on the same views."""
     written = json.loads((finished[0] / "config.json").read_text())
     source = open_source([str(tiles)])
-    shown = image_bands(ChannelConfig(channels=4, pixel_range=(0.0, 10000.0)))
-    (batch,) = evaluation_batches(source, np.arange(30), size=32, bands=shown)
+    shown = reader_for(4, (0.0, 10000.0))
+    (batch,) = evaluation_batches(source, np.arange(30), size=32, reader=shown)
     pixels = batch.pixels.numpy().astype(np.float64)
     np.testing.assert_allclose(written["channel_mean"], pixels.mean((0, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(written["channel_std"], pixels.std((0, 2, 3)), rtol=1e-5)
@@ -147,8 +146,8 @@ def test_a_step_is_the_formula_with_the_chosen_bands(finished):
 
 def test_the_watch_measures_the_teacher_on_its_bands(tiles, finished):
     run = finished[2]
-    shown = image_bands(run.config)
-    (batch,) = evaluation_batches(open_source([str(tiles)]), np.arange(30), size=32, bands=shown)
+    shown = run.data.reader
+    (batch,) = evaluation_batches(open_source([str(tiles)]), np.arange(30), size=32, reader=shown)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     rgb = batch.pixels[:, [2, 1, 0]]
     features = run.method.teacher.features((rgb - mean.view(3, 1, 1)) / std.view(3, 1, 1))
@@ -216,7 +215,7 @@ def test_other_numbers_of_channels(tmp_path, channels, seen):
 
 def test_a_teacher_of_four_channels_sees_them_all(tiles, tmp_path):
     moco = {"channels": 4, "pixel_range": (0.0, 10000.0), "epochs": 1, "backbone": "resnet10t"}
-    train(PretrainMoCoConfig(data=(str(tiles),), out=tmp_path / "teacher", **moco, **SMALL), quiet=True)
+    train(MoCoSettings(data=(str(tiles),), out=tmp_path / "teacher", **moco, **SMALL), quiet=True)
     changes = {
         "teacher": str(tmp_path / "teacher"),
         "teacher_weights": None,
@@ -224,18 +223,16 @@ def test_a_teacher_of_four_channels_sees_them_all(tiles, tmp_path):
         "epochs": 1,
     }
     train(config(tiles, tmp_path / "student", **changes), quiet=True)
-    with pytest.raises(InputError, match=r"--pixel-range: 0 5000: the teacher was trained with 0 10000"):
+    with pytest.raises(InputError, match=r"pixel_range=0 5000: the teacher was trained with 0 10000"):
         train(config(tiles, tmp_path / "other", **changes | {"pixel_range": (0.0, 5000.0)}), quiet=True)
-    with pytest.raises(
-        InputError, match=r"--teacher-bands: 3 2 1: the teacher sees 4 channels; give so many"
-    ):
+    with pytest.raises(InputError, match=r"teacher_bands=3 2 1: the teacher sees 4 channels; give so many"):
         train(config(tiles, tmp_path / "other", **changes | {"teacher_bands": (3, 2, 1)}), quiet=True)
 
 
-@pytest.mark.parametrize("method", [PretrainSimCLRConfig, PretrainSwAVConfig])
+@pytest.mark.parametrize("method", [SimCLRSettings, SwAVSettings])
 def test_the_other_methods_take_bands(tiles, tmp_path, method):
     settings = {"channels": 4, "pixel_range": (0.0, 10000.0), "epochs": 1, "backbone": "resnet10t"}
-    crops = {"small_crops": 2, "small_crop_size": 24} if method is PretrainSwAVConfig else {}
+    crops = {"small_crops": 2, "small_crop_size": 24} if method is SwAVSettings else {}
     train(method(data=(str(tiles),), out=tmp_path / "run", **settings, **crops, **SMALL), quiet=True)
     assert load_encoder(tmp_path / "run").input.channels == 4
 
@@ -245,29 +242,29 @@ def test_the_other_methods_take_bands(tiles, tmp_path, method):
     [
         (
             {"teacher_bands": (5, 2, 1)},
-            "--teacher-bands: 5: the images have 4 channels; give numbers from 1 to 4",
+            "teacher_bands=5: the images have 4 channels; give numbers from 1 to 4",
         ),
-        ({"teacher_bands": (0, 2, 1)}, "--teacher-bands: 0: the images have 4 channels"),
-        ({"teacher_bands": (2, 1)}, "--teacher-bands: 2 1: the teacher sees 3 channels; give so many"),
+        ({"teacher_bands": (0, 2, 1)}, "teacher_bands=0: the images have 4 channels"),
+        ({"teacher_bands": (2, 1)}, "teacher_bands=2 1: the teacher sees 3 channels; give so many"),
         (
             {"channels": 2, "teacher_bands": ()},
-            "--teacher-bands: missing: the teacher sees 3 channels, the images",
+            "teacher_bands: missing: the teacher sees 3 channels, the images",
         ),
-        ({"channels": 0, "teacher_bands": ()}, "--channels: 0: give a number at least 1"),
-        ({"channels": 5}, "--channels: 5: none of the 27 images looked at can be read, the last "),
-        ({"pixel_range": (3.0, 3.0)}, "--pixel-range: 3 3: give two numbers, the lower first"),
-        ({"pixel_range": (9.0, 3.0)}, "--pixel-range: 9 3: give two numbers"),
-        ({"pixel_range": (9.0,)}, "--pixel-range: 9: give two numbers"),
-        ({"pixel_range": (0.0, float("inf"))}, "--pixel-range: 0 inf: give two numbers"),
-        ({"pixel_range": (60000.0, 65000.0)}, "--pixel-range: 60000 65000: every pixel looked at becomes 0"),
-        ({"channel_mean": (0.5,)}, "--channel-mean: 0.5: give 4 numbers, one for each channel"),
+        ({"channels": 0, "teacher_bands": ()}, "channels=0: give a number at least 1"),
+        ({"channels": 5}, "channels=5: none of the 27 images looked at can be read, the last "),
+        ({"pixel_range": (3.0, 3.0)}, "pixel_range=3 3: give two numbers, the lower first"),
+        ({"pixel_range": (9.0, 3.0)}, "pixel_range=9 3: give two numbers"),
+        ({"pixel_range": (9.0,)}, "pixel_range=9: give two numbers"),
+        ({"pixel_range": (0.0, float("inf"))}, "pixel_range=0 inf: give two numbers"),
+        ({"pixel_range": (60000.0, 65000.0)}, "pixel_range=60000 65000: every pixel looked at becomes 0"),
+        ({"channel_mean": (0.5,)}, "channel_mean=0.5: give 4 numbers, one for each channel"),
         (
             {"channel_mean": (0.5,) * 4},
-            "--channel-std: missing: give mean and standard deviation, or neither",
+            "channel_std: missing: give mean and standard deviation, or neither",
         ),
         (
             {"channel_mean": (0.5,) * 4, "channel_std": (0.0,) * 4},
-            "--channel-std: 0 0 0 0: give numbers above 0",
+            "channel_std=0 0 0 0: give numbers above 0",
         ),
     ],
 )
@@ -307,7 +304,7 @@ def test_a_channel_that_never_changes_stays_so(tmp_path):
     for file in data.rglob("*.tif"):
         tile = np.concatenate([tifffile.imread(file), np.full((1, 36, 40), 700, np.uint16)])
         tifffile.imwrite(file, tile, photometric="minisblack")
-    mean, std = measured(open_source([str(data)]), np.arange(6), bands.Bands(4), 32)
+    mean, std = measured(open_source([str(data)]), np.arange(6), BandReader(4), 32)
     assert mean[3] == pytest.approx(700 / 65535, rel=1e-5)
     assert std[3] == 1
     assert max(std[:3]) < 0.2
@@ -334,5 +331,5 @@ def test_settings_come_from_the_command_line():
 
     given = ["--data", "d", "--out", "o", "--teacher", "t", "--student", "s", "--channels", "4"]
     given += ["--pixel-range", "-100", "3000.5", "--teacher-bands", "4", "3", "2"]
-    parsed = parse(DistillConfig, given, command="tinyseed distill", example="", about="")
+    parsed = parse(SeedSettings, given, command="tinyseed distill", example="", about="")
     assert (parsed.channels, parsed.pixel_range, parsed.teacher_bands) == (4, (-100.0, 3000.5), (4, 3, 2))

@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import Precision
 
-from tinyseed.engine.runtime import Processes, Runtime, share_statistics
+from tinyseed.engine.runtime import ProcessGroup, Runtime, share_statistics
 from tinyseed.models.backbones import build_backbone
 from tinyseed.models.encoder import Encoder, build_projector
 
@@ -50,7 +50,7 @@ def test_losses_and_gradients_of_two_halves_are_those_of_the_whole(script, of_tw
 
 def test_shared_statistics_change_neither_names_nor_outputs(monkeypatch):
     """MobileNet's batch norms hold their activation, which torch's own conversion would drop."""
-    group = Processes(0, 2)
+    group = ProcessGroup(0, 2)
     runtime = Runtime(Fabric(accelerator="cpu", devices=1), Precision(), "32", group)
     encoder = Encoder(
         build_backbone("mobilenetv3_small_050", seed=0), build_projector("mlp-bn", 1024, 8, 16, seed=0)

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from tinyseed.engine.config import PretrainMoCoConfig, PretrainSimCLRConfig, PretrainSwAVConfig
 from tinyseed.engine.optim import build_optimizer, peak_lr
+from tinyseed.methods.moco import MoCoSettings
+from tinyseed.methods.simclr import SimCLRSettings
+from tinyseed.methods.swav import SwAVSettings
 
 PLACE = {"data": ("d",), "out": Path("o"), "backbone": "b", "batch_size": 512}
 
@@ -36,7 +38,7 @@ def steps_by_formula(
     return value
 
 
-@pytest.mark.parametrize("config", [PretrainSimCLRConfig, PretrainSwAVConfig])
+@pytest.mark.parametrize("config", [SimCLRSettings, SwAVSettings])
 def test_lars_takes_the_steps_of_its_formula(config):
     settings = config(**PLACE, weight_decay=0.1)
     assert peak_lr(settings) == 0.6
@@ -50,7 +52,7 @@ def test_lars_takes_the_steps_of_its_formula(config):
             parameter.grad = torch.from_numpy(gradient)
         optimizer.step()
     for place, (parameter, value) in enumerate(zip(module.parameters(), before, strict=True)):
-        adapted = value.ndim > 1 or config is PretrainSwAVConfig
+        adapted = value.ndim > 1 or config is SwAVSettings
         expected = steps_by_formula(
             value, [of_step[place] for of_step in gradients], 0.6, 0.1, adapted=adapted
         )
@@ -58,7 +60,7 @@ def test_lars_takes_the_steps_of_its_formula(config):
 
 
 def test_sgd_is_torchs_on_every_parameter():
-    optimizer = build_optimizer(PretrainMoCoConfig(**PLACE), network())
+    optimizer = build_optimizer(MoCoSettings(**PLACE), network())
     assert isinstance(optimizer, SGD)
     (group,) = optimizer.param_groups
     assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.06, 0.9, 1e-4)

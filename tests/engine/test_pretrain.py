@@ -11,23 +11,20 @@ import torch
 
 from tinyseed import api
 from tinyseed.engine import train as engine
-from tinyseed.engine.config import (
-    PretrainMoCoV1Config,
-    PretrainSimCLRConfig,
-    PretrainSwAVConfig,
-    RunConfig,
-    check,
-)
 from tinyseed.engine.signals import Stopped
 from tinyseed.engine.train import train
 from tinyseed.errors import InputError
+from tinyseed.methods.moco import MoCoV1Settings
+from tinyseed.methods.simclr import SimCLRSettings
+from tinyseed.methods.swav import SwAVSettings
+from tinyseed.settings.train import TrainSettings
 
 SMALL = {"image_size": 32, "workers": 0, "precision": "32", "log_every": 1, "batch_size": 9, "epochs": 3}
 FEW = {"prototypes": 6, "small_crops": 2, "queue_size": 12, "queue_start_epoch": 1}
 
 
-def config(kind: type, photos: Path, out: Path, **changes) -> RunConfig:
-    few = FEW if kind is PretrainSwAVConfig else {}
+def config(kind: type, photos: Path, out: Path, **changes) -> TrainSettings:
+    few = FEW if kind is SwAVSettings else {}
     settings = {"backbone": "resnet10t", "evaluate_every": 100, **SMALL, **few, **changes}
     return kind(data=(str(photos),), out=out, **settings)
 
@@ -58,8 +55,8 @@ def checkpoint(out: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("kind", "changes", "verb"),
     [
-        (PretrainSimCLRConfig, {"batch_size": 18, "epochs": 6}, "pretrain simclr"),
-        (PretrainSwAVConfig, {"batch_size": 18, "epochs": 6}, "pretrain swav"),
+        (SimCLRSettings, {"batch_size": 18, "epochs": 6}, "pretrain simclr"),
+        (SwAVSettings, {"batch_size": 18, "epochs": 6}, "pretrain swav"),
     ],
 )
 def test_each_method_learns_and_its_report_reads_right(photos, tmp_path, kind, changes, verb):
@@ -81,7 +78,7 @@ def test_each_method_learns_and_its_report_reads_right(photos, tmp_path, kind, c
 
 def test_moco_v1_runs_with_its_settings(photos, tmp_path):
     out = tmp_path / "run"
-    train(config(PretrainMoCoV1Config, photos, out, epochs=2, lr=0.1), quiet=True)
+    train(config(MoCoV1Settings, photos, out, epochs=2, lr=0.1), quiet=True)
     told = json.loads((out / "config.json").read_text())
     assert told["command"] == "pretrain moco-v1"
     assert (told["temperature"], told["projector"], told["augmentation"]) == (0.07, "linear", "v1")
@@ -92,13 +89,11 @@ def test_moco_v1_runs_with_its_settings(photos, tmp_path):
     assert rates[-1] == pytest.approx(peak / 100)
 
 
-@pytest.mark.parametrize("kind", [PretrainSimCLRConfig, PretrainSwAVConfig])
+@pytest.mark.parametrize("kind", [SimCLRSettings, SwAVSettings])
 def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(photos, tmp_path, monkeypatch, kind):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     short = (
-        {"lr": 3.0, "epochs": 2, "queue_start_epoch": 0}
-        if kind is PretrainSwAVConfig
-        else {"lr": 3.0, "epochs": 2}
+        {"lr": 3.0, "epochs": 2, "queue_start_epoch": 0} if kind is SwAVSettings else {"lr": 3.0, "epochs": 2}
     )
     train(config(kind, photos, whole, **short), quiet=True)
     real_step = engine.train_step
@@ -132,7 +127,7 @@ def test_prototypes_stand_still_in_the_first_epoch_and_then_move(photos, tmp_pat
 
     monkeypatch.setattr(engine, "train_step", looks)
     settings = {"epochs": 2, "lr": 3.0, "optimizer": optimizer, "queue_start_epoch": 0}
-    train(config(PretrainSwAVConfig, photos, tmp_path / "run", **settings), quiet=True)
+    train(config(SwAVSettings, photos, tmp_path / "run", **settings), quiet=True)
     assert len(seen) == 12
     assert all(weight.equal(seen[0]) for weight in seen[:6])
     assert not seen[6].equal(seen[0])
@@ -145,33 +140,33 @@ def test_prototypes_stand_still_in_the_first_epoch_and_then_move(photos, tmp_pat
 @pytest.mark.parametrize(
     ("kind", "changes", "told"),
     [
-        (PretrainSimCLRConfig, {"batch_size": 1}, "--batch-size: 1: give at least 2"),
-        (PretrainSimCLRConfig, {"batch_size": 4, "accumulate": 4}, "--batch-size: 4: give at least 8"),
+        (SimCLRSettings, {"batch_size": 1}, "batch_size=1: give at least 2"),
+        (SimCLRSettings, {"batch_size": 4, "accumulate": 4}, "batch_size=4: give at least 8"),
         (
-            PretrainSimCLRConfig,
+            SimCLRSettings,
             {"color_strength": 3.0},
-            "--color-strength: 3.0: give a number at least 0 and at most 2.5",
+            "color_strength=3.0: give a number at least 0 and at most 2.5",
         ),
-        (PretrainSimCLRConfig, {"final_lr": 1.0}, "--final-lr: 1.0: give a number up to --lr 0.3"),
-        (PretrainSwAVConfig, {"batch_size": 1}, "--batch-size: 1: give at least 2"),
-        (PretrainSwAVConfig, {"large_crops": 1}, "--large-crops: 1: give a number at least 2"),
-        (PretrainSwAVConfig, {"small_crops": -1}, "--small-crops: -1: give a number at least 0"),
-        (PretrainSwAVConfig, {"prototypes": 1}, "--prototypes: 1: give a number at least 2"),
-        (PretrainSwAVConfig, {"epsilon": 0.0}, "--epsilon: 0.0: give a number above 0"),
+        (SimCLRSettings, {"final_lr": 1.0}, "final_lr=1.0: give a number up to --lr 0.3"),
+        (SwAVSettings, {"batch_size": 1}, "batch_size=1: give at least 2"),
+        (SwAVSettings, {"large_crops": 1}, "large_crops=1: give a number at least 2"),
+        (SwAVSettings, {"small_crops": -1}, "small_crops=-1: give a number at least 0"),
+        (SwAVSettings, {"prototypes": 1}, "prototypes=1: give a number at least 2"),
+        (SwAVSettings, {"epsilon": 0.0}, "epsilon=0.0: give a number above 0"),
         (
-            PretrainSwAVConfig,
+            SwAVSettings,
             {"small_crop_scale": (0.5, 0.2)},
-            "--small-crop-scale: 0.5 0.2: give two shares",
+            "small_crop_scale=0.5 0.2: give two shares",
         ),
         (
-            PretrainSwAVConfig,
+            SwAVSettings,
             {"large_crop_scale": (0.0, 1.0)},
-            "--large-crop-scale: 0.0 1.0: give two shares",
+            "large_crop_scale=0.0 1.0: give two shares",
         ),
         (
-            PretrainSwAVConfig,
+            SwAVSettings,
             {"large_crop_scale": (0.1, 1.5)},
-            "--large-crop-scale: 0.1 1.5: give two shares",
+            "large_crop_scale=0.1 1.5: give two shares",
         ),
     ],
 )
@@ -187,23 +182,21 @@ def test_a_network_that_takes_no_small_crops_is_refused(photos, tmp_path):
     backbone = "convnext_atto"
     out = tmp_path / "run"
     with pytest.raises(InputError) as caught:
-        train(config(PretrainSwAVConfig, photos, out, backbone=backbone), quiet=True)
-    assert str(caught.value).startswith(f"--small-crop-size: 16: {backbone} cannot take crops of 16 px")
+        train(config(SwAVSettings, photos, out, backbone=backbone), quiet=True)
+    assert str(caught.value).startswith(f"small_crop_size=16: {backbone} cannot take crops of 16 px")
     assert "--small-crops 0" in str(caught.value)
     assert not out.exists()
 
 
 def test_a_run_from_before_a_setting_came_is_resumed(photos, tmp_path):
     out = tmp_path / "run"
-    train(config(PretrainSimCLRConfig, photos, out, epochs=1), quiet=True)
+    train(config(SimCLRSettings, photos, out, epochs=1), quiet=True)
     (out / "summary.json").unlink()
     told = json.loads((out / "config.json").read_text())
     del told["blur_probability"], told["recipe"], told["lars_scope"]
     (out / "config.json").write_text(json.dumps(told))
-    train(config(PretrainSimCLRConfig, photos, out, epochs=1, resume=True), quiet=True)
+    train(config(SimCLRSettings, photos, out, epochs=1, resume=True), quiet=True)
     (out / "summary.json").unlink()
     (out / "config.json").write_text(json.dumps(told))
-    with pytest.raises(InputError, match=r"--blur-probability: 0\.1: the run in .* has 0\.5"):
-        train(
-            config(PretrainSimCLRConfig, photos, out, epochs=1, resume=True, blur_probability=0.1), quiet=True
-        )
+    with pytest.raises(InputError, match=r"blur_probability=0\.1: the run in .* has 0\.5"):
+        train(config(SimCLRSettings, photos, out, epochs=1, resume=True, blur_probability=0.1), quiet=True)

@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 
-from tinyseed.engine.schedule import Schedule, learning_rate
+from tinyseed.engine.schedule import Schedule, detector_rate, learning_rate
 
 
 def test_cosine_after_warm_up_matches_the_closed_form():
@@ -59,3 +59,16 @@ def test_the_plain_cosine_is_what_it_was_to_the_bit():
     for step in range(0, 1000, 7):
         progress = step / 1000
         assert learning_rate(progress, 0.0, 0.03) == 0.03 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def test_detectors_warm_up_and_drop_tenfold_twice():
+    rates = {step: detector_rate(step, 90_000, 0.02) for step in (499, 59_999, 60_000, 80_000)}
+    assert rates == pytest.approx({499: 0.01, 59_999: 0.02, 60_000: 0.002, 80_000: 0.0002})
+
+
+def test_a_detectors_rate_has_the_same_bits_as_its_formula():
+    for steps in (1, 2, 3, 9, 17, 100, 18_000, 90_000):
+        for step in range(0, steps, max(1, steps // 300)):
+            drops = (step >= steps * 2 / 3) + (step >= steps * 8 / 9)
+            warmup = max(1, min(1_000, steps // 10))
+            assert detector_rate(step, steps, 0.02) == 0.02 * min(1.0, (step + 1) / warmup) * 0.1**drops

@@ -7,16 +7,16 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from tinyseed.engine.config import DistillConfig
 from tinyseed.engine.train import train
 from tinyseed.errors import InputError
+from tinyseed.methods.seed import SeedSettings
 
 SMALL = {"epochs": 1, "batch_size": 8, "image_size": 32, "workers": 0, "precision": "32", "log_every": 1}
 
 
-def config(photos, out, **changes) -> DistillConfig:
+def config(photos, out, **changes) -> SeedSettings:
     settings = {"teacher": "test_vit", "teacher_weights": "random", "student": "mobilenetv3_small_050"}
-    return DistillConfig(data=(str(photos),), out=out, **(settings | SMALL | changes))
+    return SeedSettings(data=(str(photos),), out=out, **(settings | SMALL | changes))
 
 
 @pytest.mark.slow
@@ -45,6 +45,6 @@ def test_a_teacher_may_see_more_than_its_student(photos, tmp_path):
 
 
 def test_a_size_that_the_teacher_cannot_take_is_refused_with_one_that_it_can(photos, tmp_path):
-    with pytest.raises(InputError, match=r"--teacher-image-size: 40: .*multiple of 16; give 48"):
+    with pytest.raises(InputError, match=r"teacher_image_size=40: .*multiple of 16; give 48"):
         train(config(photos, tmp_path / "run", teacher_image_size=40), quiet=True)
     assert not (tmp_path / "run").exists()

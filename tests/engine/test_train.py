@@ -14,15 +14,16 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from tinyseed.engine.config import DistillConfig, PretrainMoCoConfig
 from tinyseed.engine.signals import Stopped
 from tinyseed.engine.train import train
 from tinyseed.errors import InputError, RunError
+from tinyseed.methods.moco import MoCoSettings
+from tinyseed.methods.seed import SeedSettings
 
 SMALL = {"epochs": 2, "batch_size": 8, "image_size": 32, "workers": 0, "precision": "32", "log_every": 1}
 
 
-def distill_config(photos: Path, out: Path, **changes) -> DistillConfig:
+def distill_config(photos: Path, out: Path, **changes) -> SeedSettings:
     settings = {
         "teacher": "resnet10t",
         "teacher_weights": "random",
@@ -30,7 +31,7 @@ def distill_config(photos: Path, out: Path, **changes) -> DistillConfig:
         **SMALL,
         **changes,
     }
-    return DistillConfig(data=(str(photos),), out=out, **settings)
+    return SeedSettings(data=(str(photos),), out=out, **settings)
 
 
 def lines(out: Path) -> list[dict]:
@@ -96,7 +97,7 @@ def test_a_distilled_run_folder_is_complete(photos, tmp_path):
 
 
 def test_moco_learns_to_tell_images_apart(photos, tmp_path):
-    config = PretrainMoCoConfig(
+    config = MoCoSettings(
         data=(str(photos),),
         out=tmp_path / "run",
         backbone="resnet10t",
@@ -347,14 +348,14 @@ def test_all_images_unreadable_stops_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"batch_size": 64}, "--batch-size: 64: there are only 54 training images"),
-        ({"epochs": 0}, "--epochs: 0: give a number at least 1"),
-        ({"lr": float("nan")}, "--lr: nan: give a number above 0"),
-        ({"teacher_temperature": 0.0}, "--teacher-temperature: 0.0: give a number above 0"),
-        ({"accumulate": 3}, "--batch-size: 8: has to be a multiple of --accumulate 3"),
-        ({"student": "resnet1888"}, "--student: resnet1888: "),
-        ({"devices": "none"}, "--devices: none: give auto or a number of at least 1"),
-        ({"warmup_epochs": 2}, "--warmup-epochs: 2: has to be below --epochs 2"),
+        ({"batch_size": 64}, "batch_size=64: there are only 54 training images"),
+        ({"epochs": 0}, "epochs=0: give a number at least 1"),
+        ({"lr": float("nan")}, "lr=nan: give a number above 0"),
+        ({"teacher_temperature": 0.0}, "teacher_temperature=0.0: give a number above 0"),
+        ({"accumulate": 3}, "batch_size=8: has to be a multiple of --accumulate 3"),
+        ({"student": "resnet1888"}, "student=resnet1888: "),
+        ({"devices": "none"}, "devices=none: give auto or a number of at least 1"),
+        ({"warmup_epochs": 2}, "warmup_epochs=2: has to be below --epochs 2"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_is_written(photos, tmp_path, changes, told):
@@ -374,7 +375,7 @@ def test_nothing_is_overwritten_unasked(photos, tmp_path):
     with pytest.raises(InputError, match="this run is finished"):
         train(distill_config(photos, out, epochs=1, resume=True), quiet=True)
     (out / "summary.json").unlink()
-    with pytest.raises(InputError, match=r"--lr: 0\.5: the run in .* has 0\.03"):
+    with pytest.raises(InputError, match=r"lr=0\.5: the run in .* has 0\.03"):
         train(distill_config(photos, out, epochs=1, resume=True, lr=0.5), quiet=True)
     other = tmp_path / "other"
     other.mkdir()

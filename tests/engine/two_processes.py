@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import normalize
 
-from tinyseed.engine.runtime import Processes
-from tinyseed.methods.method import Alone, Group
+from tinyseed.engine.runtime import ProcessGroup
+from tinyseed.methods.base import Group, SingleProcess
 from tinyseed.objectives.cluster import sinkhorn, swav_loss
 from tinyseed.objectives.contrast import nt_xent
 
@@ -50,7 +50,7 @@ def losses(group: Group, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 def main(out: Path) -> None:
     """Join the group, average over it, write on the first process."""
     dist.init_process_group("gloo")
-    group = Processes(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    group = ProcessGroup(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     results = {str(dtype): losses(group, dtype) for dtype in (torch.float32, torch.float64)}
     for of_dtype in results.values():
         for value in of_dtype.values():
@@ -63,7 +63,7 @@ def main(out: Path) -> None:
 
 def alone(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The same of the whole batch in one process."""
-    return losses(Alone(), dtype)
+    return losses(SingleProcess(), dtype)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD
+from tinyseed.data.render import IMAGENET_MEAN, IMAGENET_STD
 from tinyseed.errors import RunError
 from tinyseed.evaluation import features as module
 from tinyseed.evaluation.features import (
@@ -44,7 +44,7 @@ def mean_color(images: torch.Tensor) -> torch.Tensor:
     return images.mean((2, 3))
 
 
-def test_images_are_normalised_and_stay_in_order():
+def test_images_are_normalized_and_stay_in_order():
     bank = embed(mean_color, batches([4, 0], [], [200]), device=CPU, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     assert bank.indices.tolist() == [4, 0, 200]
     expected = (np.array([[4], [0], [200]]) / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)

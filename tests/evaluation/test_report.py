@@ -1,5 +1,6 @@
 """Reports say how to repeat them; tables line up."""
 
+import dataclasses
 import json
 import shlex
 
@@ -13,7 +14,7 @@ def test_a_report_says_all_that_repeats_it(settings, tmp_path):
     config = knn.KnnSettings(model="random:resnet10t", k=(3,), out=tmp_path / "a b", limit=20, **settings)
     report = evaluate(knn.SPEC, config)
     content = json.loads((tmp_path / "a b" / "evaluate-knn.json").read_text())
-    assert content == json.loads(json.dumps(report.as_json()))
+    assert content == json.loads(json.dumps(dataclasses.asdict(report)))
     assert content["settings"]["limit"] == 20
     assert len(content["data"]["train"]) == 24
     assert {"torch", "timm", "tinyseed", "python"} <= content["versions"].keys()

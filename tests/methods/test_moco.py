@@ -1,20 +1,29 @@
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from tinyseed.methods.method import Method, StepOutput
-from tinyseed.methods.moco import MoCo, MoCoConfig
+from tinyseed.methods.base import Method, StepOutput
+from tinyseed.methods.moco import MoCo, MoCoSettings
 from tinyseed.models.backbones import build_backbone
 from tinyseed.models.encoder import Encoder, build_projector
 from tinyseed.objectives.queue import Queue
+
+REQUIRED = {"data": (), "out": Path(), "backbone": "resnet10t"}
 
 
 def build(group=None, momentum: float = 0.9) -> MoCo:
     backbone = build_backbone("resnet10t", seed=0)
     encoder = Encoder(backbone, build_projector("mlp", backbone.width, 16, None, seed=1))
-    return MoCo(MoCoConfig(encoder_momentum=momentum, dim=16), encoder, Queue(8, 16), seed=5, group=group)
+    return MoCo(
+        MoCoSettings(**REQUIRED, encoder_momentum=momentum, dim=16),
+        encoder,
+        Queue(8, 16),
+        seed=5,
+        group=group,
+    )
 
 
 class Lockstep:
@@ -120,7 +129,7 @@ def test_views_of_both_versions():
     second = build().views(64)[0].settings
     assert (second.jitter_probability, second.hue, second.blur_probability) == (0.8, 0.1, 0.5)
     method = build()
-    method.config = MoCoConfig(augmentation="v1", blur_probability=0.0)
+    method.settings = MoCoSettings(**REQUIRED, augmentation="v1", blur_probability=0.0)
     one, other = method.views(64)
     assert one == other
     first = one.settings

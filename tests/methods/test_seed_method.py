@@ -1,16 +1,20 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
-from tinyseed.data.views import IMAGENET_MEAN, IMAGENET_STD
-from tinyseed.methods.method import Method
-from tinyseed.methods.seed import Seed, SeedConfig
+from tinyseed.checkpoints.load import load_teacher
+from tinyseed.data.render import IMAGENET_MEAN, IMAGENET_STD
+from tinyseed.methods.base import Method
+from tinyseed.methods.seed import Seed, SeedSettings
 from tinyseed.models.backbones import build_backbone
 from tinyseed.models.encoder import Encoder, build_projector
-from tinyseed.models.teacher import load_teacher
 from tinyseed.objectives.queue import Queue
+
+REQUIRED = {"data": (), "out": Path(), "teacher": "resnet10t", "student": "resnet10t"}
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +24,7 @@ def method() -> Seed:
     student = Encoder(backbone, build_projector("mlp", backbone.width, teacher.dim, None, seed=3))
     queue = Queue(16, teacher.dim)
     queue.push(torch.nn.functional.normalize(torch.randn(11, teacher.dim), dim=1))
-    return Seed(SeedConfig(), student, teacher, queue)
+    return Seed(SeedSettings(**REQUIRED), student, teacher, queue)
 
 
 def log_softmax(scores: np.ndarray) -> np.ndarray:
@@ -68,7 +72,7 @@ def test_only_the_student_learns_and_the_queue_changes_only_when_it_is_told(meth
 
 def test_the_state_is_the_queues(method):
     state = {name: value.clone() for name, value in method.state_dict().items()}
-    other = Seed(method.config, method.module, method.teacher, Queue(16, method.teacher.dim))
+    other = Seed(method.settings, method.module, method.teacher, Queue(16, method.teacher.dim))
     other.load_state_dict(state)
     assert torch.equal(other.queue.rows(), method.queue.rows())
 
@@ -77,7 +81,7 @@ def resolutions(student_size: int, teacher_size: int) -> Seed:
     teacher = load_teacher("test_vit", weights="random", seed=1, image_size=teacher_size)
     backbone = build_backbone("mobilenetv3_small_050", seed=2, image_size=student_size)
     student = Encoder(backbone, build_projector("mlp", backbone.width, teacher.dim, None, seed=3))
-    return Seed(SeedConfig(), student, teacher, Queue(16, teacher.dim))
+    return Seed(SeedSettings(**REQUIRED), student, teacher, Queue(16, teacher.dim))
 
 
 @pytest.mark.parametrize(("student_size", "teacher_size"), [(32, 48), (64, 32)])

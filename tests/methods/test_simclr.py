@@ -1,16 +1,20 @@
+from pathlib import Path
+
 import pytest
 import torch
 
-from tinyseed.methods.method import Method
-from tinyseed.methods.simclr import SimCLR, SimCLRConfig
+from tinyseed.methods.base import Method
+from tinyseed.methods.simclr import SimCLR, SimCLRSettings
 from tinyseed.models.backbones import build_backbone
 from tinyseed.models.encoder import Encoder, build_projector
 from tinyseed.objectives.contrast import nt_xent
 
+REQUIRED = {"data": (), "out": Path(), "backbone": "resnet10t"}
+
 
 def build(**settings) -> SimCLR:
     backbone = build_backbone("resnet10t", seed=0)
-    config = SimCLRConfig(dim=16, **settings)
+    config = SimCLRSettings(**REQUIRED, dim=16, **settings)
     return SimCLR(
         config, Encoder(backbone, build_projector(config.projector, backbone.width, 16, 32, seed=1))
     )

@@ -1,17 +1,21 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from tinyseed.methods.method import Alone, Method, StepOutput
-from tinyseed.methods.swav import SwAV, SwAVConfig
+from tinyseed.methods.base import Method, SingleProcess, StepOutput
+from tinyseed.methods.swav import SwAV, SwAVSettings
 from tinyseed.models.backbones import build_backbone
 from tinyseed.models.encoder import Encoder, build_projector
 from tinyseed.objectives.cluster import sinkhorn, swav_loss
 
+REQUIRED = {"data": (), "out": Path(), "backbone": "resnet10t"}
+
 
 def build(group=None, **settings) -> SwAV:
     backbone = build_backbone("resnet10t", seed=0)
-    config = SwAVConfig(dim=16, prototypes=6, small_crops=3, **settings)
+    config = SwAVSettings(**REQUIRED, dim=16, prototypes=6, small_crops=3, **settings)
     encoder = Encoder(backbone, build_projector(config.projector, backbone.width, 16, 32, seed=1))
     return SwAV(config, encoder, steps_per_epoch=10, group=group)
 
@@ -101,7 +105,7 @@ def test_the_queue_fills_from_its_epoch_and_is_used_once_full():
     assert not torch.allclose(codes, alone, atol=1e-3)
 
 
-class Second(Alone):
+class Second(SingleProcess):
     """The second of two processes, whose other half holds nothing."""
 
     rank, size = 1, 2
@@ -109,7 +113,7 @@ class Second(Alone):
 
 def test_each_process_takes_its_share_of_the_queue():
     shares = []
-    for group in (Alone(), Second()):
+    for group in (SingleProcess(), Second()):
         method = build(group, queue_size=5)
         method.queues[0].push(unit(5, 3))
         asked = []

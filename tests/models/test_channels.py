@@ -10,11 +10,12 @@ import torchvision
 from safetensors.torch import load_file
 from torch import nn
 
+from tinyseed.checkpoints.load import load_teacher
+from tinyseed.checkpoints.saved import load_encoder, save_encoder
 from tinyseed.errors import InputError
 from tinyseed.models.backbones import build_backbone
-from tinyseed.models.encoder import Encoder, load_encoder, save_encoder
+from tinyseed.models.encoder import Encoder
 from tinyseed.models.folding import fold_batch_norm
-from tinyseed.models.teacher import load_teacher
 
 
 def images(channels: int, size: int = 32) -> torch.Tensor:
@@ -48,7 +49,7 @@ def test_torchvisions_first_convolution_alone_changes(name):
 
 
 @pytest.mark.parametrize("channels", [1, 12])
-def test_torchvisions_own_initialisation_is_drawn(channels):
+def test_torchvisions_own_initialization_is_drawn(channels):
     """ResNet: normal, variance 2 / (outputs · 49); ViT: truncated normal, variance 1 / (channels · 16²)."""
     resnet = build_backbone(
         "torchvision/resnet18", channels=channels, seed=0, image_size=32
@@ -91,8 +92,7 @@ def saved(tmp_path):
     contract = replace(
         backbone.input, mean=(0.1, 0.2, 0.3, 0.45), std=(1.0, 0.5, 0.25, 0.1), pixel_range=(0.0, 10000.5)
     )
-    backbone.input = contract
-    encoder = Encoder(backbone).eval()
+    encoder = Encoder(backbone).with_input(contract).eval()
     save_encoder(tmp_path, encoder)
     return tmp_path, encoder
 
@@ -110,9 +110,8 @@ def test_a_saved_encoder_is_restored_with_its_channels(saved):
     torch.testing.assert_close(teacher.features(images(4)), encoder.features(images(4)), rtol=1e-3, atol=1e-4)
 
 
-def test_metadata_that_contradict_themselves_are_told(saved):
+def test_metadata_that_contradict_themselves_are_reported(saved):
     folder, encoder = saved
-    encoder.backbone.input = replace(encoder.input, std=(1.0, 1.0))
-    save_encoder(folder, encoder)
-    with pytest.raises(InputError, match="is no model that tinyseed wrote"):
+    save_encoder(folder, encoder.with_input(replace(encoder.input, std=(1.0, 1.0))))
+    with pytest.raises(InputError, match="was not written by tinyseed"):
         load_encoder(folder)

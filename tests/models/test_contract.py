@@ -1,12 +1,13 @@
-"""Which images a network takes is the library's word, and a teacher's views follow it."""
+"""Input contracts are the libraries' own, and a teacher's image size follows them."""
 
 import pytest
 import torch
 
+from tinyseed.checkpoints.load import load_model, load_teacher
 from tinyseed.errors import InputError
-from tinyseed.models.backbones import library_contract
 from tinyseed.models.contract import InputContract
-from tinyseed.models.teacher import load_model, load_teacher
+from tinyseed.models.libraries import create_on_meta
+from tinyseed.models.spec import ModelSpec
 
 
 def test_a_size_is_raised_to_what_the_network_takes():
@@ -29,14 +30,14 @@ def test_a_size_is_raised_to_what_the_network_takes():
     ],
 )
 def test_contracts_are_the_librarys(library, name, wanted):
-    contract = library_contract(library, name, "--teacher")
+    contract = create_on_meta(library, name).contract
     assert (contract.size, contract.interpolation, contract.multiple, contract.fixed) == wanted
     assert contract.channels == 3
 
 
-def test_a_teacher_takes_the_next_multiple_of_its_patch_and_a_model_what_it_is_told():
+def test_a_teacher_takes_the_next_multiple_of_its_patch_and_a_model_only_its_own():
     teacher = load_teacher("test_vit", weights="random", image_size=40)
     assert teacher.input.size == 48
     assert teacher(torch.rand(2, 3, 48, 48)).shape == (2, teacher.dim)
     with pytest.raises(InputError, match="40 px"):
-        load_model("test_vit", weights="random", image_size=40)
+        load_model(ModelSpec("test_vit", "random", image_size=40))

@@ -1,13 +1,12 @@
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
-from tinyseed.errors import InputError
+from tinyseed.checkpoints.load import load_teacher
 from tinyseed.models.backbones import build_backbone
-from tinyseed.models.encoder import Encoder, build_projector, save_encoder
-from tinyseed.models.teacher import Teacher, load_model, load_teacher, weights_digest
+from tinyseed.models.encoder import Encoder, build_projector
+from tinyseed.models.teacher import Teacher, weights_digest
 
 
 def images(size=32, count=3):
@@ -64,7 +63,7 @@ def test_rows_are_constants_that_a_student_can_learn_from(teacher):
     assert batch.grad is None
 
 
-def test_a_named_teacher_gives_the_normalised_trunk(teacher):
+def test_a_named_teacher_gives_normalized_features(teacher):
     features = teacher.features(images())
     assert teacher.dim == teacher.width == features.shape[1] == 512
     torch.testing.assert_close(teacher(images()), features / features.norm(dim=1, keepdim=True))
@@ -102,83 +101,6 @@ def test_a_random_teacher_is_no_student_of_the_same_seed():
     assert load_teacher("resnet10t", weights="random", image_size=32, seed=0).digest != weights_digest(
         Encoder(student).state_dict()
     )
-
-
-@pytest.mark.parametrize("file", ["student.safetensors", "encoder.safetensors"])
-def test_a_run_folder_is_a_teacher_with_its_projector(tmp_path, file):
-    network = encoder().eval()
-    save_encoder(tmp_path, network, file=file, metadata={"mean": "0.1,0.2,0.3"})
-    teacher = load_teacher(tmp_path, image_size=64)
-    assert (teacher.dim, teacher.width, teacher.mean) == (16, 1024, (0.1, 0.2, 0.3))
-    assert teacher.spec == str(tmp_path)
-    with torch.no_grad():
-        close(teacher(images()), network(images()))
-        close(load_teacher(tmp_path / file).features(images()), network.features(images()))
-
-
-def test_a_folder_beside_is_found_by_its_bare_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save_encoder(tmp_path / "resnet18", encoder())
-    assert load_model("resnet18").backbone.name == "mobilenetv3_small_050"
-    (tmp_path / "resnet10t").mkdir()  # holds no model: the name is meant
-    assert load_model("resnet10t", weights="random").backbone.name == "resnet10t"
-
-
-def test_a_local_weights_file_makes_a_teacher(tmp_path):
-    whole = timm.create_model("resnet10t").eval()
-    save_file(whole.state_dict(), tmp_path / "w.safetensors")
-    teacher = load_teacher("resnet10t", weights=tmp_path / "w.safetensors", image_size=32)
-    wanted = whole.forward_head(whole.forward_features(images()), pre_logits=True)
-    close(teacher.features(images()), wanted.detach())
-
-
-def test_random_is_a_model_of_random_weights():
-    one, other = (
-        load_model("random:resnet10t", image_size=32, seed=3),
-        build_backbone("resnet10t", seed=3, image_size=32),
-    )
-    assert weights_digest(one.backbone.state_dict()) == weights_digest(other.state_dict())
-    assert not one.training
-
-
-def refused(*arguments, load=load_teacher, **settings):
-    with pytest.raises(InputError) as caught:
-        load(*arguments, **settings)
-    return str(caught.value)
-
-
-def test_mistakes_are_told(tmp_path):
-    save_encoder(tmp_path / "run", encoder())
-    (tmp_path / "w.pth").write_bytes(b"")
-    run, gone = tmp_path / "run", tmp_path / "gone"
-    assert refused(gone).startswith(f"--teacher: {gone}: no such file or folder")
-    assert refused("runs/gone", weights="random").startswith("--teacher: runs/gone: no such file or folder")
-    assert refused("gone.safetensors").startswith("--teacher: gone.safetensors: no such file or folder")
-    assert refused(tmp_path).startswith(f"--teacher: {tmp_path}: holds neither student.safetensors nor")
-    assert refused(tmp_path / "w.pth").startswith(
-        f"--teacher: {tmp_path / 'w.pth'}: is no readable weights file"
-    )
-    assert refused(run, weights="random") == (
-        f"--teacher-weights: random: {run} has weights of its own; leave these out"
-    )
-    assert refused("resnet10t", weights=gone) == f"--teacher-weights: {gone}: no such file"
-    assert refused("resnet81", weights="random").startswith(
-        "--teacher: resnet81: unknown model; did you mean"
-    )
-    assert refused("resnet10t", small_stem=True).startswith(
-        "--small-stem: resnet10t: pre-trained weights have no"
-    )
-    assert refused("random:resnet81", load=load_model).startswith(
-        "--model: resnet81: unknown model; did you mean"
-    )
-
-
-def test_a_size_that_it_cannot_take_is_told(tmp_path):
-    backbone = build_backbone("test_vit", seed=0, image_size=64)
-    save_encoder(tmp_path, Encoder(backbone))
-    assert "test_vit: cannot take images of 70 px" in refused(tmp_path, load=load_model, image_size=70)
-    assert load_teacher(tmp_path, image_size=70).input.size == 80
-    assert load_teacher(tmp_path, image_size=96)(images(96)).shape == (3, backbone.width)
 
 
 def test_an_encoder_at_hand_makes_a_teacher_and_stays_as_it_was():

@@ -95,10 +95,10 @@ def swav_by_loops(scores: np.ndarray, codes: np.ndarray, temperature: float) -> 
         for crop in others:
             of_images = []
             for image, logits in enumerate(scores[crop] / temperature):
-                normaliser = math.log(math.fsum(math.exp(value) for value in logits))
+                normalizer = math.log(math.fsum(math.exp(value) for value in logits))
                 of_images.append(
                     -sum(
-                        share * (value - normaliser) for share, value in zip(code[image], logits, strict=True)
+                        share * (value - normalizer) for share, value in zip(code[image], logits, strict=True)
                     )
                 )
             of_crops.append(sum(of_images) / len(of_images))

@@ -46,14 +46,14 @@ def reference(student, teacher, rows, student_temperature: float, teacher_temper
 def scene(
     n: int, k: int, d: int, dtype=torch.float32, *, spread: float = 1.0, noise: float = 0.3, seed: int = 0
 ):
-    """Unit vectors around five centres, `spread` apart from them; the student is a noisy teacher."""
+    """Unit vectors around five centers, `spread` apart from them; the student is a noisy teacher."""
     generator = torch.Generator().manual_seed(seed + 7 * n + 11 * k + 13 * d)
-    centres = normalize(torch.randn(5, d, generator=generator, dtype=torch.float64), dim=1)
+    centers = normalize(torch.randn(5, d, generator=generator, dtype=torch.float64), dim=1)
 
     def around(m: int):
         own = torch.randint(0, 5, (m,), generator=generator)
         return normalize(
-            centres[own] + spread * torch.randn(m, d, generator=generator, dtype=torch.float64) / d**0.5,
+            centers[own] + spread * torch.randn(m, d, generator=generator, dtype=torch.float64) / d**0.5,
             dim=1,
         )
 

@@ -192,10 +192,10 @@ def test_rows_far_below_the_best_do_not_slow_the_matmuls_down():
     """exp of a difference of −90 to −100 is subnormal: the look-up took 140 times as long before it was bounded."""
     generator = torch.Generator().manual_seed(0)
     dim = similarity.KERNEL_MAX_DIM + 64
-    centre = normalize(torch.randn(1, dim, generator=generator), dim=1)
-    near = normalize(centre + 0.1 * normalize(torch.randn(200, dim, generator=generator), dim=1), dim=1)
+    center = normalize(torch.randn(1, dim, generator=generator), dim=1)
+    near = normalize(center + 0.1 * normalize(torch.randn(200, dim, generator=generator), dim=1), dim=1)
     far = torch.randn(1800, dim, generator=generator)
-    far = normalize(far - (far @ centre.T) * centre, dim=1)
+    far = normalize(far - (far @ center.T) * center, dim=1)
     queries = near[:32] / 0.01
 
     def seconds(rows: torch.Tensor) -> float:

@@ -28,7 +28,17 @@ import tinyseed
 
 torch.set_num_threads(THREADS)
 
-CHANGING = {"model", "images_per_s", "data_wait", "minutes", "seconds", "latency_ms", "latency_by", "of_teacher", "file"}
+CHANGING = {
+    "model",
+    "images_per_s",
+    "data_wait",
+    "minutes",
+    "seconds",
+    "latency_ms",
+    "latency_by",
+    "of_teacher",
+    "file",
+}
 """What depends on the clock, or names a temporary folder."""
 
 COMMON = {
@@ -78,9 +88,14 @@ def write_voc(folder: Path) -> Path:
             objects = ""
             for place, (name, color) in enumerate({"blue": (30, 60, 220), "red": (220, 50, 30)}.items()):
                 side = int(random.integers(16, 30))
-                x, y = int(random.integers(2 + 40 * place, 8 + 40 * place)), int(random.integers(2, 62 - side))
+                x, y = (
+                    int(random.integers(2 + 40 * place, 8 + 40 * place)),
+                    int(random.integers(2, 62 - side)),
+                )
                 ImageDraw.Draw(image).rectangle((x, y, x + side - 1, y + side - 1), fill=color)
-                corners = zip(("xmin", "ymin", "xmax", "ymax"), (x + 1, y + 1, x + side, y + side), strict=True)
+                corners = zip(
+                    ("xmin", "ymin", "xmax", "ymax"), (x + 1, y + 1, x + side, y + side), strict=True
+                )
                 box = "".join(f"<{tag}>{value}</{tag}>" for tag, value in corners)
                 objects += f"<object><name>{name}</name><bndbox>{box}</bndbox></object>"
             image.save(folder / f"JPEGImages/{number:03d}.png")

@@ -1,1 +1,1 @@
-"""An image file becomes views. May import tinyseed.shapes and tinyseed.errors only."""
+"""Images: where they come from, how they are decoded, and how they become batches of views."""

@@ -1,7 +1,7 @@
-"""Addressed randomness: (seed, epoch, image, name of choice) → uniform numbers. Imports nothing of tinyseed.
+"""Addressed randomness: (seed, epoch, image, name of choice) → uniform numbers.
 
 Nothing is consumed: each number is looked up by its address. So a resumed run, any number of workers or
-processes and any make-up of the batches see the very same choices.
+processes and any division into batches see the same choices.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 LOW_32_BITS = 0xFFFFFFFF
-BLOCKS_AT_ONCE = 4096  # 32 KiB an array, so that the rounds stay in the processor's first two caches
+BLOCKS_AT_ONCE = 4096  # 32 KiB per array, so that the rounds stay in the processor's first two caches
 
 
 def uniforms(
@@ -22,11 +22,11 @@ def uniforms(
 ) -> Float64[np.ndarray, "n count"]:
     """Uniform numbers for one choice about each of these images.
 
-    The row of an image depends on the seed, the epoch, the name and its own index alone, not on its neighbours
-    in `indices`; and its first numbers do not depend on `count`.
+    The row of an image depends only on the seed, the epoch, the name and its own index, not on the other
+    images in `indices`; and its first numbers do not depend on `count`.
 
     Args:
-        seed: the run's seed, any integer from 0.
+        seed: the run's seed, any integer of at least 0.
         epoch: from 0.
         indices: positions of the images in their source.
         name: what is being chosen; different names give independent numbers.
@@ -74,10 +74,10 @@ def _words(
 
 
 def _key(seed: int, epoch: int, name: str) -> tuple[int, int]:
-    """A hash of all that is not the image's index, so that seeds of any size and names of any length fit."""
+    """A hash of all but the image's index, so that seeds of any size and names of any length fit."""
     seed, epoch = operator.index(seed), operator.index(epoch)
     if seed < 0 or epoch < 0:
-        raise ValueError(f"seed and epoch have to be at least 0; got seed {seed}, epoch {epoch}")
+        raise ValueError(f"seed and epoch must be at least 0; got seed {seed}, epoch {epoch}")
     digest = hashlib.blake2b(f"{seed}/{epoch}/{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 

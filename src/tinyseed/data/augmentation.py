@@ -1,4 +1,4 @@
-"""What a random view is drawn from, and which views a step takes. Imports nothing of tinyseed."""
+"""Settings of the random augmentation, and of the views that a method takes of an image."""
 
 import math
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ class ViewSettings:
     """The random augmentation; by default that of MoCo v2, which SEED trains with.
 
     Attributes:
-        crop_scale: least and greatest share of the image's area that a crop covers, in (0, 1].
-        crop_ratio: least and greatest width / height of a crop.
+        crop_scale: smallest and largest share of the image's area that a crop covers, in (0, 1].
+        crop_ratio: smallest and largest width / height of a crop.
         brightness, contrast, saturation: a factor is drawn from [max(0, 1 − value), 1 + value].
-        hue: a shift is drawn from [−value, value], in turns of the colour circle; at most 0.5.
-        blur_sigma: least and greatest standard deviation, in pixels of the view.
+        hue: a shift is drawn from [−value, value], in turns of the color circle; at most 0.5.
+        blur_sigma: smallest and largest standard deviation, in pixels of the view.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: a value is out of its range.
 
     Source: Chen et al. 2020 (MoCo v2), arXiv 2003.04297, section 3, and its published settings; Fang et al. 2021
         (SEED), section 4.1.
@@ -35,7 +35,7 @@ class ViewSettings:
     flip_probability: float = 0.5
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be drawn."""
+        """Refuse settings that cannot be drawn."""
         for name in ("brightness", "contrast", "saturation"):
             _require(0 <= getattr(self, name) < math.inf, name, self, "at least 0")
         for name in ("jitter", "gray", "blur", "flip"):
@@ -47,21 +47,21 @@ class ViewSettings:
         _require(0 <= self.hue <= 0.5, "hue", self, "in [0, 0.5]")
 
 
-def colour_distortion(
+def color_distortion(
     strength: float, crop_scale: tuple[float, float], blur_probability: float
 ) -> ViewSettings:
     """SimCLR's augmentation: jitter of 0.8, 0.8, 0.8 and 0.2 times a strength, gray, blur.
 
     Args:
         strength: 1 on ImageNet, 0.5 on small images; at most 2.5.
-        crop_scale: least and greatest share of the image's area; SimCLR's is 0.08 to 1.
+        crop_scale: smallest and largest share of the image's area; SimCLR's is 0.08 to 1.
         blur_probability: 0.5 on ImageNet, 0 on small images.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: a value is out of its range.
 
-    Source: Chen et al., SimCLR, ICML 2020 (arXiv 2002.05709), appendix A; SwAV (arXiv 2006.09882) takes it over.
-    Differs: the order of the four changes of colour is random; a blur's reach is 4 σ, not a tenth of the image.
+    Source: Chen et al., SimCLR, ICML 2020 (arXiv 2002.05709), appendix A; SwAV (arXiv 2006.09882) uses the same.
+    Differs: the four color changes are in random order; the blur reaches to 4 σ, not to a tenth of the image.
     """
     return ViewSettings(
         crop_scale=crop_scale,
@@ -75,7 +75,7 @@ def colour_distortion(
 
 def _require(holds: bool, name: str, settings: ViewSettings, span: str) -> None:
     if not holds:
-        raise ValueError(f"{name} has to be {span}; got {getattr(settings, name)}")
+        raise ValueError(f"{name} must be {span}; got {getattr(settings, name)}")
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class View:
     """One random view of each image.
 
     Attributes:
-        settings: what it is drawn from.
-        size: its side in pixels.
+        settings: the augmentation.
+        size: side in pixels.
     """
 
     settings: ViewSettings

@@ -1,11 +1,10 @@
-"""Images with other channels than red, green and blue: satellites, microscopes, X-rays. Imports .decode and errors.
+"""Images with other channels than red, green and blue: satellites, microscopes, X-rays.
 
 decode_bands   encoded bytes → stored values [c, h, w], or BadImage saying why
 to_unit        stored values → float32 in [0, 1]
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from io import BytesIO
@@ -16,16 +15,14 @@ from jaxtyping import Float32, Shaped
 from PIL import Image
 
 from tinyseed.data.decode import MOST_PIXELS, BadImage, decode_stored, is_tiff
-from tinyseed.data.sources import Source
-from tinyseed.errors import InputError
+from tinyseed.errors import first_line
 
 Stored = Shaped[np.ndarray, "c h w"]
 """Values as a file holds them."""
 
-READERS = ("tifffile", "imagecodecs")
-"""What TIFFs are read by; the second undoes LZW, JPEG and other compressions."""
+PACKAGES = ("tifffile", "imagecodecs")
+"""What TIFFs are read with; the second undoes LZW, JPEG and other compressions."""
 
-_LOOKED_AT = 64
 _PALETTE, _WHITE_IS_ZERO = 3, 0  # TIFF's PhotometricInterpretation
 _ORIENTATION = 274
 _UPRIGHT: dict[int, Callable[[Stored], Stored]] = {  # TIFF orientation → what undoes it
@@ -39,25 +36,6 @@ _UPRIGHT: dict[int, Callable[[Stored], Stored]] = {  # TIFF orientation → what
 }
 
 
-@dataclass(frozen=True)
-class Bands:
-    """How images of several bands are read.
-
-    Attributes:
-        channels: bands of an image.
-        pixel_range: the stored values that become 0 and 1; none: 0 and the greatest value of an integer's type, or
-            0 and 1 for floats.
-    """
-
-    channels: int
-    pixel_range: tuple[float, ...] = ()
-
-
-def bands_of(channels: int, pixel_range: tuple[float, ...] = ()) -> Bands | None:
-    """How to read such images; None for plain RGB, which has a path of its own (8 bits, views.py)."""
-    return None if channels == 3 and not pixel_range else Bands(channels, pixel_range)
-
-
 def decode_bands(data: bytes, channels: int) -> Stored:
     """Decode TIFF of any number of bands (8 to 32 bits), or JPEG, PNG, … of 1, 3 or 4, upright.
 
@@ -65,22 +43,22 @@ def decode_bands(data: bytes, channels: int) -> Stored:
 
     Args:
         data: the whole encoded file.
-        channels: bands that the image has to have.
+        channels: number of bands that the image must have.
 
     Raises:
-        BadImage: damaged, of another number of bands, of a kind whose values are no intensities, or too large.
+        BadImage: damaged, of another number of bands, with values that are not intensities, or too large.
     """
     stored = _read_tiff(data) if is_tiff(data) else _read_picture(data)
     if len(stored) != channels:
         have = "1 band" if len(stored) == 1 else f"{len(stored)} bands"
         raise BadImage(f"the file has {have}, {channels} {'was' if channels == 1 else 'were'} asked for")
     if stored.dtype.kind not in "uif":
-        raise BadImage(f"its values are of type {stored.dtype}, no integers or floats")
+        raise BadImage(f"its values are of type {stored.dtype}, not integers or floats")
     return stored
 
 
 def to_unit(stored: Stored, pixel_range: tuple[float, ...] = ()) -> Float32[np.ndarray, "c h w"]:
-    """Stored values as [0, 1]; those outside the range are clipped, NaN counts as the least.
+    """Stored values as [0, 1]; those outside the range are clipped, NaN becomes 0.
 
     >>> to_unit(np.array([[[0, 50, 200]]], np.uint8), (0, 100)).tolist()
     [[[0.0, 0.5, 1.0]]]
@@ -99,26 +77,9 @@ def _greatest(dtype: np.dtype[Any]) -> float:
     return 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
 
 
-def require_readers(source: Source, indices: "Shaped[np.ndarray, ' n']", field: str) -> None:
-    """Say at the start of a run, and once, that TIFFs cannot be read here.
-
-    Raises:
-        InputError: one of the first images is a TIFF, and a package that reads it is missing.
-    """
-    missing = [name for name in READERS if find_spec(name) is None]
-    if not missing:
-        return
-    for index in indices[:_LOOKED_AT].tolist():
-        try:
-            found = is_tiff(source.read(index))
-        except OSError:
-            continue
-        if found:
-            raise InputError(
-                field,
-                source.name(index),
-                f"reading TIFFs band by band needs {' and '.join(missing)}: pip install tinyseed[bands]",
-            )
+def missing_packages() -> list[str]:
+    """Packages that reading TIFFs needs and that are not installed."""
+    return [name for name in PACKAGES if find_spec(name) is None]
 
 
 @lru_cache(maxsize=1)
@@ -127,7 +88,7 @@ def _tifffile() -> Any:  # noqa: ANN401  (a module)
 
     import tifffile
 
-    # What is wrong with a file is told by BadImage; a line on the terminal for each damaged tag tells no more.
+    # BadImage says what is wrong with a file; tifffile would also log a line for each damaged tag.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     return tifffile
 
@@ -137,7 +98,7 @@ def _read_tiff(data: bytes) -> Stored:
         with _tifffile().TiffFile(BytesIO(data)) as file:
             series, page = file.series[0], file.pages[0]
             if page.photometric == _PALETTE:
-                raise BadImage("its values are places in a palette, no intensities")
+                raise BadImage("its values are places in a palette, not intensities")
             if series.size > MOST_PIXELS:
                 raise BadImage(
                     f"too large: {series.size} values, more than {MOST_PIXELS // 1_000_000} million"
@@ -150,19 +111,18 @@ def _read_tiff(data: bytes) -> Stored:
     except ImportError as error:
         raise BadImage("reading TIFFs band by band needs tifffile: pip install tinyseed[bands]") from error
     except Exception as error:  # a damaged file can raise nearly anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadImage(f"damaged TIFF: {reason[:120]}") from error
+        raise BadImage(f"damaged TIFF: {first_line(error)[:120]}") from error
     if inverted and stored.dtype.kind == "u":
         stored = np.iinfo(stored.dtype).max - stored
     return _UPRIGHT[orientation](stored) if orientation in _UPRIGHT else stored
 
 
 def _planes(values: Shaped[np.ndarray, "..."], axes: str) -> Stored:
-    """Values with their axes named as tifffile does (Y, X; S sample, C channel, I page, …) as [c, h, w]."""
+    """Values whose axes are named as tifffile does (Y, X; S sample, C channel, I page, …) as [c, h, w]."""
     others = [at for at, axis in enumerate(axes) if axis not in "YX" and values.shape[at] != 1]
     if "Y" not in axes or "X" not in axes or len(others) > 1:
         shape = " × ".join(map(str, values.shape))
-        raise BadImage(f"its axes {axes} ({shape}) are no bands of one image")
+        raise BadImage(f"its axes {axes} ({shape}) are not the bands of one image")
     ones = [at for at, axis in enumerate(axes) if axis not in "YX" and at not in others]
     order = [*ones, *others, axes.index("Y"), axes.index("X")]
     ordered = values.transpose(order)
@@ -172,10 +132,10 @@ def _planes(values: Shaped[np.ndarray, "..."], axes: str) -> Stored:
 def _read_picture(data: bytes) -> Stored:
     """JPEG, PNG and Pillow's other formats, whose bands are those of its modes."""
     if data.startswith(b"\x89PNG") and data[24:25] == b"\x10" and data[25:26] != b"\x00":
-        raise BadImage("of a PNG with 16-bit colours only 8 bits could be read; store it as TIFF")
+        raise BadImage("of a PNG with 16-bit colors only 8 bits can be read; store it as TIFF")
     image = decode_stored(data)
     if image.mode in ("P", "PA"):
-        raise BadImage("its values are places in a palette, no intensities")
+        raise BadImage("its values are places in a palette, not intensities")
     if image.mode == "1":
         image = image.convert("L")
     if image.mode == "I":

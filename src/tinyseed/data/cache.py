@@ -1,27 +1,21 @@
-"""Where indexes are kept between runs, and how they are written. Imports errors and places.
-
-An entry is one file that appears whole (written beside, then renamed); a damaged one counts as absent.
-"""
+"""Entries of the cache folder: arrays and texts in one file with a checksum; a damaged entry counts as absent."""
 
 import errno
 import json
-import os
-import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from hashlib import blake2b
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from tinyseed.errors import RunError
-from tinyseed.places import cache_folder
+from tinyseed.errors import first_line
+from tinyseed.files import replacing
 
-__all__ = ["Stored", "cache_folder", "digest", "read_arrays", "replacing", "write_arrays"]
+REMEDY = "set TINYSEED_CACHE to a folder on a larger disk"
 
 Array = NDArray[np.uint8] | NDArray[np.int64]
 
@@ -35,50 +29,17 @@ class Stored(NamedTuple):
     texts: Mapping[str, str]
 
 
-def digest(*parts: object) -> str:
-    """A short hex name for these values, the same in each run."""
-    state = blake2b(digest_size=12)
-    for part in parts:
-        data = _bytes(part)
-        state.update(f"{len(data)}:".encode())  # the length keeps ("a", "bc") apart from ("ab", "c")
-        state.update(data)
-    return state.hexdigest()
-
-
-def _bytes(part: object) -> bytes | memoryview:
-    if isinstance(part, np.ndarray):
-        return np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
-    return part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogateescape")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path beside this one to write to; at the end it takes this one's place, after an error it is removed.
+def write_arrays(path: Path, arrays: Mapping[str, Array], texts: Mapping[str, str]) -> None:
+    """Write an entry (a safetensors file with a checksum).
 
     Raises:
-        RunError: the disk is full.
+        RunError: it could not be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-    os.close(handle)
-    written = Path(name)
-    try:
-        yield written
-        written.replace(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(
-                f"{path.parent}: the disk is full: set TINYSEED_CACHE to a folder on a larger one"
-            ) from error
-        raise
-    finally:
-        written.unlink(missing_ok=True)
-
-
-def write_arrays(path: Path, arrays: Mapping[str, Array], texts: Mapping[str, str]) -> None:
-    """Write an entry (a safetensors file with a checksum)."""
-    with replacing(path) as written:
-        save_file(dict(arrays), written, {**texts, "checksum": _checksum(arrays)})
+    with replacing(path, durable=False, remedy=REMEDY) as unfinished:
+        try:
+            save_file(dict(arrays), unfinished, {**texts, "checksum": _checksum(arrays)})
+        except SafetensorError as error:  # how its writer reports a full disk
+            raise OSError(errno.ENOSPC, first_line(error)) from error
 
 
 def read_arrays(path: Path, *, mapped: bool = False, check: bool = True) -> Stored | None:
@@ -86,11 +47,11 @@ def read_arrays(path: Path, *, mapped: bool = False, check: bool = True) -> Stor
 
     Args:
         path: the file.
-        mapped: map the arrays from the file, shared by all processes, rather than read them into memory.
-        check: compare the checksum; a worker that opens what its parent has checked need not.
+        mapped: map the arrays from the file, shared by all processes, instead of reading them into memory.
+        check: compare the checksum; not needed in a worker that opens what its parent has checked.
 
     Returns:
-        The entry, or None where there is none or a damaged one.
+        The entry, or None if there is none or it is damaged.
     """
     try:
         # Mapped copy-on-write: the file stays as it is, and PyTorch takes the arrays without a warning.

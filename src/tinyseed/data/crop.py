@@ -1,4 +1,4 @@
-"""Where in its image a view lies, and how far a JPEG may be reduced while decoding. Imports nothing of tinyseed."""
+"""Where in its image a view lies, and how far a JPEG may be reduced while decoding."""
 
 import math
 import struct
@@ -15,7 +15,7 @@ CROP_DRAWS = 4 * CROP_TRIES
 
 
 class Box(NamedTuple):
-    """A part of an image in pixels, as Pillow names it."""
+    """A part of an image in pixels, in Pillow's order."""
 
     left: float
     top: float
@@ -32,16 +32,16 @@ def crop_box(
 ) -> Box:
     """Choose the part of an image that a view shows, in whole pixels.
 
-    Ten tries; where none fits into the image, its middle, as large as the ratios allow.
+    Ten tries; if none fits into the image, its center, as large as the ratios allow.
 
     Args:
         width: of the image in pixels.
-        height: as width.
+        height: of the image in pixels.
         draws: uniform numbers in [0, 1), `CROP_DRAWS` of them.
-        scale: least and greatest share of the image's area, evenly distributed.
-        ratio: least and greatest width / height of the part, its logarithm evenly distributed.
+        scale: smallest and largest share of the image's area, uniformly distributed.
+        ratio: smallest and largest width / height of the part, its logarithm uniformly distributed.
 
-    Source: torchvision's RandomResizedCrop, whose distribution this has.
+    Source: torchvision's RandomResizedCrop, which has the same distribution.
     """
     numbers = iter(draws.tolist())
     for area, aspect, down, across in zip(numbers, numbers, numbers, numbers, strict=True):
@@ -60,8 +60,8 @@ def crop_box(
     return Box(left, top, left + w, top + h)
 
 
-def centre_box(width: int, height: int, short: int, size: int) -> Box:
-    """The part that resizing the short side to `short` and cutting out the middle `size` × `size` leaves.
+def center_box(width: int, height: int, short: int, size: int) -> Box:
+    """The part that remains after resizing the short side to `short` and center-cropping to `size` × `size`.
 
     Source: torchvision's Resize and CenterCrop, rounded as there.
     """
@@ -75,7 +75,7 @@ def centre_box(width: int, height: int, short: int, size: int) -> Box:
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height as a JPEG's header tells them, before EXIF turns the image; None where this is none."""
+    """Width and height from a JPEG's header, before the EXIF orientation; None if this is not a JPEG."""
     if not data.startswith(b"\xff\xd8"):
         return None
     position = 2
@@ -93,7 +93,7 @@ def largest_reduction(full: tuple[int, int], choose: Callable[[int, int], Box], 
     """How far (1, 2, 4 or 8) an image may be reduced so that its crop still has twice the view's size.
 
     Args:
-        full: the JPEG header's width and height. EXIF may yet swap them, so the worse case counts.
+        full: the JPEG header's width and height. EXIF may still swap them, so the worse case counts.
         choose: gives the crop for a width and height.
         size: side of the view in pixels.
     """

@@ -1,6 +1,6 @@
-"""Encoded bytes become an upright 8-bit RGB image, or BadImage saying why. Imports nothing of tinyseed.
+"""Encoded bytes become an upright 8-bit RGB image, or BadImage saying why.
 
-Colour profiles are not applied, and of 16-bit colour images Pillow keeps the upper byte.
+Color profiles are not applied, and of 16-bit color images Pillow keeps the upper byte.
 """
 
 import struct
@@ -20,8 +20,10 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from tinyseed.errors import first_line
+
 MOST_PIXELS = 500_000_000
-"""Larger images are refused: 500 MP are 2 GB once decoded. (WebP: Pillow's own limit, 179 MP.)"""
+"""Larger images are refused: 500 MP are 2 GB once decoded. (WebP has a limit of its own in Pillow, 179 MP.)"""
 
 _TIFF_STARTS = (b"II\x2a\x00", b"MM\x00\x2a", b"II\x2b\x00", b"MM\x00\x2b", b"MM\x2a\x00", b"II\x00\x2a")
 
@@ -40,8 +42,8 @@ _SIXTEEN_TO_EIGHT = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 _pillow_settings = threading.RLock()
 
 
-class BadImage(Exception):  # noqa: N818  (what it is, not where it was raised)
-    """These bytes are no image that can be read; the message says why in a few words."""
+class BadImage(Exception):  # noqa: N818  (the name says what it is)
+    """These bytes cannot be read as an image; the message says why in a few words."""
 
 
 class _Jpeg(JpegImageFile):
@@ -54,14 +56,14 @@ class _Jpeg(JpegImageFile):
 def decode(data: bytes, *, draft_size: int | None = None) -> Image.Image:
     """Decode JPEG, PNG, WebP, BMP, TIFF or GIF (first frame).
 
-    EXIF orientation is applied. Transparency lies on white. 16-bit grayscale is scaled by 1/257. Integers of
-    32 bits count as 8 or 16 bits where they fit, floats as 0 to 1; all else is stretched from its least to
-    its greatest value; NaN and infinity become the least.
+    EXIF orientation is applied. Transparent images are put on white. 16-bit grayscale is scaled by 1/257. Integers
+    of 32 bits count as 8 or 16 bits if they fit, floats as 0 to 1; anything else is stretched from its smallest to
+    its largest value; NaN and infinity become the smallest.
 
     Args:
         data: the whole encoded file.
-        draft_size: for JPEG, decode at 1/2, 1/4 or 1/8 of the size (faster) where the short side stays at
-            least so many pixels.
+        draft_size: for JPEG, decode at 1/2, 1/4 or 1/8 of the size, which is faster, if the short side keeps at
+            least this many pixels.
 
     Returns:
         An upright image of mode RGB, never smaller than draft_size unless the file is.
@@ -82,7 +84,7 @@ def decode_stored(data: bytes) -> Image.Image:
 
 
 def is_tiff(data: bytes) -> bool:
-    """Whether a file's first bytes are a TIFF's."""
+    """Whether a file's first bytes are those of a TIFF."""
     return data.startswith(_TIFF_STARTS)
 
 
@@ -105,12 +107,11 @@ def _decoded(
     except BadImage:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadImage(f"damaged {opener.format}: {reason[:120]}") from error
+        raise BadImage(f"damaged {opener.format}: {first_line(error)[:120]}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a loaded image of any mode to 8-bit RGB; one that is RGB already is returned as it is.
+    """Convert a loaded image of any mode to 8-bit RGB; one that is RGB already is returned unchanged.
 
     Raises:
         BadImage: a float image without any finite value.
@@ -119,7 +120,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return _from_sixteen_bits(image)
     if image.mode in ("I", "F"):
         return Image.fromarray(_stretched(image)).convert("RGB")
-    if image.mode == "La":  # of which Pillow knows no shorter way
+    if image.mode == "La":  # Pillow has no shorter way
         image = image.convert("LA")
     if image.has_transparency_data:
         return _on_white(image.convert("RGBA"))
@@ -174,7 +175,7 @@ def _draft(image: Image.Image, size: int) -> None:
 
 
 def _upright(image: Image.Image, source: Image.Image) -> Image.Image:
-    """Undo the orientation that EXIF tells; Pillow itself has done so for TIFF."""
+    """Undo the EXIF orientation; for TIFF Pillow itself has done so."""
     if isinstance(source, TiffImageFile):
         return image
     exif = source.info.get("exif")
@@ -188,7 +189,7 @@ def _upright(image: Image.Image, source: Image.Image) -> Image.Image:
 
 
 def _orientation(exif: bytes) -> int:
-    """The orientation tag of the first directory; 1 (upright) where there is none or the EXIF is damaged.
+    """The orientation tag of the first directory; 1 (upright) if there is none or the EXIF is damaged.
 
     Pillow's own reader parses all tags and warns about damaged ones.
     """

@@ -1,4 +1,4 @@
-"""Images as files: a folder, or a text file of paths. Imports tinyseed.errors and the cache.
+"""Images as files: a folder, or a text file of paths.
 
 A million paths are one blob and its offsets, mapped from a file in the cache: no Python objects, and workers
 share them.
@@ -15,8 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyseed.data.cache import cache_folder, digest, read_arrays, write_arrays
+from tinyseed.data.base import SourceFormat
+from tinyseed.data.cache import read_arrays, write_arrays
 from tinyseed.errors import InputError
+from tinyseed.files import cache_folder, digest
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
 
@@ -59,9 +61,9 @@ class Index(NamedTuple):
 
     Attributes:
         paths: relative to the root (or absolute, from a list).
-        labels: a class each (-1: none), or None.
+        labels: the class of each (-1: none), or None.
         folders: the root and each folder below, relative to it.
-        mtimes: of the folders, in ns; -1: never to be trusted.
+        mtimes: of the folders, in ns; -1: not to be trusted.
     """
 
     paths: Strings
@@ -106,18 +108,20 @@ def _reopen(root: bytes, stored_at: Path) -> FileSource:
     """In a worker process: map the index that the parent has made."""
     index = _load(stored_at, check=False)
     if index is None:
-        raise FileNotFoundError(f"{stored_at}: the index of {_readable(root)} has gone while it was in use")
+        raise FileNotFoundError(
+            f"{stored_at}: the index of {_readable(root)} was removed while it was in use"
+        )
     return FileSource(root, stored_at, index)
 
 
-def open_folder(path: Path, field: str) -> FileSource | None:
-    """The images in a folder and below; each one's first sub-folder names its class.
+def open_folder(path: Path) -> FileSource | None:
+    """The images in a folder and below; the first sub-folder of each one names its class.
 
     A folder's own images come first, then its sub-folders', each sorted by the bytes of the name. Hidden
-    entries are skipped. Links are followed, save those that lead back to a folder above them.
+    entries are skipped. Links are followed, except those that lead back to a folder above them.
 
     Returns:
-        The source, or None where there is no image.
+        The source, or None if there is no image.
 
     Raises:
         InputError: a folder in it cannot be listed.
@@ -132,15 +136,14 @@ def open_folder(path: Path, field: str) -> FileSource | None:
         index = _index_folder(root)
     except OSError as error:
         raise InputError(
-            field,
             path,
             f"{_readable(os.fsencode(error.filename or root))} cannot be listed: {error.strerror}",
         ) from error
     return _keep(shelf, root, index) if len(index.paths) else None
 
 
-def open_list(path: Path, field: str) -> FileSource:
-    """The images named in a text file: a path a line, relative to the file's folder; # begins a comment line.
+def open_list(path: Path) -> FileSource:
+    """The images named in a text file: one path per line, relative to the file's folder; # starts a comment line.
 
     Raises:
         InputError: the file is empty, or names what does not exist (all lines are checked up to 100,000,
@@ -149,9 +152,9 @@ def open_list(path: Path, field: str) -> FileSource:
     try:
         content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
-        raise InputError(field, path, f"cannot be read: {error.strerror}") from error
+        raise InputError(path, f"cannot be read: {error.strerror}") from error
     if b"\0" in content:
-        raise InputError(field, path, "is no text: write a path a line")
+        raise InputError(path, "is not a text file: write one path per line")
     root = os.fsencode(path.absolute().parent)
     shelf = cache_folder() / f"lists-{_LAYOUT}" / digest(root, path.name)
     fingerprint = digest(content)
@@ -161,20 +164,19 @@ def open_list(path: Path, field: str) -> FileSource:
         lines = [line for raw in content.splitlines() if (line := raw.strip()) and not line.startswith(b"#")]
         index = Index(Strings.of(lines), None, (), Strings.of([]), np.empty(0, np.int64), fingerprint)
     if not len(index.paths):
-        raise InputError(field, path, "names no image: write a path a line")
-    _check_existence(root, index.paths, path, field)
+        raise InputError(path, "names no image: write one path per line")
+    _check_existence(root, index.paths, path)
     return FileSource(root, stored_at, stored) if stored else _keep(shelf, root, index)
 
 
-def _check_existence(root: bytes, paths: Strings, path: Path, field: str) -> None:
+def _check_existence(root: bytes, paths: Strings, path: Path) -> None:
     checked = len(paths) if len(paths) <= _CHECKED_LINES else _SAMPLED_LINES
     missing = [at for at in range(checked) if not os.path.isfile(os.path.join(root, paths[at]))]  # noqa: PTH113
     if missing:
         raise InputError(
-            field,
             path,
-            f"{len(missing)} of the {checked} paths looked at are no files, the first "
-            f"{_readable(paths[missing[0]])}: relative paths count from the folder of this text file",
+            f"{len(missing)} of the {checked} paths checked are not files, the first "
+            f"{_readable(paths[missing[0]])}: relative paths start from the folder of this text file",
         )
 
 
@@ -191,7 +193,7 @@ def _index_folder(root: bytes) -> Index:
     names: list[bytes] = []
     mtimes: list[int] = []
     trusted: list[int] = []
-    # One blob a folder as the walk goes, so that a million names never stand in memory as a million objects.
+    # One blob per folder as the walk goes, so that a million names are never a million objects in memory.
     for relative, mtime_ns, settled, images in _walk(root):
         prefix = relative + b"/" if relative else b""
         blobs.append(prefix + prefix.join(images) if images else b"")
@@ -316,3 +318,15 @@ def _newest_first(shelf: Path) -> list[Path]:
 
 def _readable(path: bytes) -> str:
     return path.decode("utf-8", "backslashreplace")
+
+
+FOLDER = SourceFormat(
+    "a folder of images",
+    matches=lambda _, path: path.is_dir(),
+    open=lambda _, path: open_folder(path),
+)
+LIST = SourceFormat(
+    "a text file of paths (.txt or .list)",
+    matches=lambda _, path: path.suffix.lower() in (".txt", ".list") and path.is_file(),
+    open=lambda _, path: open_list(path),
+)

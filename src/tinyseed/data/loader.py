@@ -1,8 +1,8 @@
-"""Batches of views: who is in which batch, decoded in worker processes. Imports its own room only.
+"""Batches of views: which images are in which batch, decoded in worker processes.
 
 A batch is a pure function of (seed, step): the order of an epoch, each crop and each substitute for an unreadable
-image come from addressed randomness. So the position of the loader is the step's number and nothing else, and any
-number of workers or processes sees the same images.
+image come from addressed randomness. So the position of the loader is just the step number, and any number of
+workers or processes sees the same images.
 """
 
 import ctypes
@@ -22,25 +22,16 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from tinyseed.data.addressed import permutation, uniforms
 from tinyseed.data.augmentation import View
-from tinyseed.data.band_views import evaluation_band_view, random_band_views
-from tinyseed.data.bands import Bands
+from tinyseed.data.base import Source
+from tinyseed.data.crop import CROP_DRAWS
 from tinyseed.data.decode import BadImage
-from tinyseed.data.sources import Source
-from tinyseed.data.views import (
-    CROP_DRAWS,
-    ViewDraws,
-    draw_view,
-    evaluation_view,
-    random_views,
-)
+from tinyseed.data.draws import ViewDraws, draw_view
+from tinyseed.data.readers import RGB, Planes, Reader
 from tinyseed.errors import RunError
 from tinyseed.shapes import AnyPixels, CropPixels, Indices, Interpolation
 
 T = TypeVar("T")
 Result = TypeVar("Result")
-
-Planes = NDArray[np.uint8] | NDArray[np.float32]
-"""A view of one image, [c, size, size]: 8-bit RGB, or bands in [0, 1]."""
 
 SUBSTITUTES_TRIED = 50
 
@@ -68,7 +59,7 @@ class TrainingBatch:
     given_up: bool = False
 
     def pin_memory(self) -> "TrainingBatch":
-        """Move to page-locked memory (called by DataLoader): the transfer to a GPU then runs beside its work."""
+        """Move to page-locked memory (called by DataLoader), so that transfers to a GPU overlap with computation."""
         return replace(self, pixels=tuple(pixels.pin_memory() for pixels in self.pixels))
 
     def to(self, device: torch.device) -> "TrainingBatch":
@@ -91,9 +82,9 @@ class Plan:
     """Which images make which batch.
 
     Attributes:
-        images: positions in the source that are trained on.
-        batch_size: images a step, over all processes and micro-batches.
-        micro_batches: forward passes a step in each process (gradient accumulation).
+        images: positions of the training images in the source.
+        batch_size: images per step, over all processes and micro-batches.
+        micro_batches: gradient accumulation steps, forward passes per step in each process.
         rank, processes: this process and how many there are.
     """
 
@@ -137,16 +128,16 @@ class TrainingViews(Dataset[TrainingBatch]):
     """Makes a requested batch; runs in the worker processes.
 
     Attributes:
-        views: the views of an image (one for SEED, two for MoCo).
+        views: the views per image (one for SEED, two for MoCo).
         candidates: positions from which substitutes for unreadable images are drawn.
-        bands: how images of other channels are read; None: RGB.
+        reader: how images are decoded and cropped.
     """
 
     source: Source
     views: tuple[View, ...]
     seed: int
     candidates: NDArray[np.int64]
-    bands: Bands | None = None
+    reader: Reader = RGB
 
     def __getitem__(self, request: Request) -> TrainingBatch:  # pyright: ignore[reportIncompatibleMethodOverride]
         draws = self._crop_draws(request.epoch, request.indices)
@@ -172,18 +163,13 @@ class TrainingViews(Dataset[TrainingBatch]):
         index, bad = int(request.indices[place]), []
         for attempt in range(SUBSTITUTES_TRIED):
             try:
-                views = self._cut(self.source.read(index), draws)
+                views = self.reader.random_views(self.source.read(index), draws, self.views)
                 return _Cropped(index, tuple(views), tuple(bad))
             except (BadImage, OSError) as error:
                 bad.append(BadRecord(index, self.source.name(index), str(error)))
             index = self._substitute(request, place, attempt)
             draws = self._crop_draws(request.epoch, np.array([index]))[:, 0]
         return _Cropped(index, (), tuple(bad))
-
-    def _cut(self, data: bytes, draws: NDArray[np.float64]) -> Sequence[Planes]:
-        if self.bands is None:
-            return random_views(data, draws, self.views)
-        return random_band_views(data, draws, self.views, self.bands)
 
     def _crop_draws(self, epoch: int, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         names = [f"crop-{view}" for view in range(len(self.views))]
@@ -211,7 +197,7 @@ class _EvaluationViews(Dataset[EvaluationBatch]):
     source: Source
     size: int
     interpolation: Interpolation
-    bands: Bands | None = None
+    reader: Reader
 
     def __getitem__(self, indices: NDArray[np.int64]) -> EvaluationBatch:  # pyright: ignore[reportIncompatibleMethodOverride]
         read = in_threads(self._view, indices.tolist())
@@ -222,28 +208,20 @@ class _EvaluationViews(Dataset[EvaluationBatch]):
             if not isinstance(view, BadRecord)
         ]
         bad = tuple(view for view in read if isinstance(view, BadRecord))
-        stacked = np.stack(pixels) if pixels else self._nothing()
+        stacked = np.stack(pixels) if pixels else self.reader.empty(self.size)
         return EvaluationBatch(torch.from_numpy(stacked), torch.tensor(kept, dtype=torch.int64), bad)
 
     def _view(self, index: int) -> Planes | BadRecord:
         try:
-            data = self.source.read(index)
-            if self.bands is None:
-                return evaluation_view(data, self.size, self.interpolation)
-            return evaluation_band_view(data, self.size, self.bands, self.interpolation)
+            return self.reader.evaluation_view(self.source.read(index), self.size, self.interpolation)
         except (BadImage, OSError) as error:
             return BadRecord(index, self.source.name(index), str(error))
-
-    def _nothing(self) -> Planes:
-        if self.bands is None:
-            return np.empty((0, 3, self.size, self.size), np.uint8)
-        return np.empty((0, self.bands.channels, self.size, self.size), np.float32)
 
 
 def in_threads(work: Callable[[int], Result], items: Sequence[int]) -> list[Result]:
     """Do the work for each item, in order: over the cores in the main process, one by one in a worker process.
 
-    Pillow decodes and resizes without Python's lock, so threads share the work where no workers do.
+    Pillow decodes and resizes without Python's lock, so threads share the work if there are no workers.
     """
     if get_worker_info() is not None or len(items) < 2:
         return [work(item) for item in items]
@@ -277,7 +255,7 @@ class _Requests(Sampler[Request]):
 def training_batches(
     views: TrainingViews, plan: Plan, *, first_step: int, workers: int, pin_memory: bool
 ) -> Iterator[TrainingBatch]:
-    """This process' batches from a step on, without end; epochs follow each other without a pause.
+    """This process' batches from a step on, without end; there is no pause between epochs.
 
     Raises:
         RunError: a worker met 50 unreadable images in a row.
@@ -293,12 +271,10 @@ def training_batches(
         prefetch_factor=4 if workers else None,
     )
     for batch in loader:
-        if (
-            batch.given_up
-        ):  # told here, because an error that crosses from a worker arrives as a page of traceback
+        if batch.given_up:  # raised here, because an error in a worker arrives as a page of traceback
             last = batch.bad[-1]
             raise RunError(
-                f"--data: {SUBSTITUTES_TRIED} images in a row could not be read, the last {last.name}: {last.reason}"
+                f"{SUBSTITUTES_TRIED} images in a row could not be read, the last {last.name}: {last.reason}"
             )
         yield batch
 
@@ -309,16 +285,16 @@ def evaluation_batches(
     *,
     size: int,
     interpolation: Interpolation = "bilinear",
-    bands: Bands | None = None,
+    reader: Reader = RGB,
     batch_size: int = 128,
     workers: int = 0,
 ) -> Iterable[EvaluationBatch]:
-    """The evaluation views of these images, in order; `bands` says how images of other channels are read."""
+    """The evaluation views of these images, in order."""
     requests: Sequence[NDArray[np.int64]] = [
         indices[start : start + batch_size] for start in range(0, len(indices), batch_size)
     ]
     return DataLoader(
-        _EvaluationViews(source, size, interpolation, bands),
+        _EvaluationViews(source, size, interpolation, reader),
         batch_size=None,
         sampler=requests,  # pyright: ignore[reportArgumentType]  (a sampler is any iterable of what the data set takes)
         num_workers=min(workers, len(requests)),
@@ -332,14 +308,14 @@ def _unchanged(batch: T) -> T:
 
 
 def _start_worker(_: int) -> None:
-    """Ctrl-C reaches the whole process group: the main process alone answers it, and ends its workers."""
+    """Ctrl-C reaches the whole process group: only the main process handles it, and ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     keep_freed_memory()
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed image buffers instead of handing each back to the kernel and faulting it in anew.
+    """Let glibc keep freed image buffers instead of returning each to the kernel and faulting it in again.
 
     Bare decoding ran about twice as fast with it (docs/performance.md); without glibc nothing happens.
     """

@@ -1,7 +1,7 @@
-"""torchvision's data sets by name, from local files. Imports errors, the cache's digest and torchvision_ops.
+"""torchvision's data sets by name, from local files.
 
-What has files hands their bytes on unread; what torchvision keeps as arrays (CIFAR, MNIST …) is encoded without loss
-when it is asked for.
+The files of a set are passed on undecoded; what torchvision keeps as arrays (CIFAR, MNIST …) is encoded losslessly
+when it is read.
 """
 
 import inspect
@@ -15,24 +15,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyseed.data.cache import digest
+from tinyseed.data.base import SourceFormat
 from tinyseed.errors import InputError
+from tinyseed.files import digest
 from tinyseed.torchvision_ops import ensure_torchvision
 
 _SPEC = re.compile(r"torchvision:(?P<name>\w+)(:(?P<split>[\w-]+))?(@(?P<folder>.+))?", re.IGNORECASE)
 _SHAPE = "write torchvision:NAME, torchvision:NAME:SPLIT or torchvision:NAME:SPLIT@FOLDER"
-_SUN397_SPLIT = re.compile(r"(?P<side>train|test)(-(?P<number>\d{2}))?")
+_SUN397_SPLIT = re.compile(r"(?P<part>train|test)(-(?P<number>\d{2}))?")
 
 
 class Named(NamedTuple):
-    """The parts of a spec: torchvision's class, one of its splits ("": the set's own first), its folder (`root`)."""
+    """The parts of a spec: torchvision's class, one of its splits ("": the class's default), its folder (`root`)."""
 
     name: str
     split: str
     folder: str
 
     @classmethod
-    def of(cls, spec: str, field: str) -> "Named":
+    def of(cls, spec: str) -> "Named":
         """Take a spec apart.
 
         Raises:
@@ -40,30 +41,30 @@ class Named(NamedTuple):
         """
         found = _SPEC.fullmatch(spec)
         if found is None:
-            raise InputError(field, spec, _SHAPE)
+            raise InputError(spec, _SHAPE)
         return cls(found["name"], found["split"] or "", found["folder"] or "data")
 
 
 class TorchvisionSource:
     """One of torchvision's classification sets; made by `open_named`."""
 
-    def __init__(self, named: Named, field: str) -> None:
-        self._made_of = (named, field)
+    def __init__(self, named: Named) -> None:
+        self._named = named
         self._title = f"torchvision:{named.name}" + (f":{named.split}" if named.split else "")
-        self._dataset, takes_loader = _open(named, field)
-        _check_labels(self._dataset, self._title, field)
+        self._dataset, takes_loader = _open(named)
+        _check_labels(self._dataset, self._title)
         self._paths: list[Path] | None = None
         if takes_loader:
             pairs = sorted((Path(path), int(label)) for path, label in _items(self._dataset))
             if named.name == "SUN397" and named.split:
-                pairs = _of_partition(pairs, named, field)
+                pairs = _of_partition(pairs, named)
             self._paths = [path for path, _ in pairs]
             labels = [label for _, label in pairs]
         else:
             labels = _labels(self._dataset)
         self.labels: NDArray[np.int64] | None = np.array(labels, np.int64)
         self.classes = _classes(self._dataset, self.labels)
-        if len(self.classes) < 2:  # one class tells nothing
+        if len(self.classes) < 2:  # a single class distinguishes nothing
             self.labels, self.classes = None, ()
         names = "\n".join(map(str, self._paths or ()))
         self.fingerprint = digest(self._title, Path(named.folder).absolute(), names, np.array(labels))
@@ -72,7 +73,7 @@ class TorchvisionSource:
         return len(self._dataset) if self._paths is None else len(self._paths)
 
     def read(self, index: int) -> bytes:
-        """The encoded image file, or a lossless one of what torchvision has as an array."""
+        """The encoded image file, or a lossless encoding of what torchvision has as an array."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         if self._paths is not None:
@@ -90,29 +91,28 @@ class TorchvisionSource:
         return f"{self._title}#{index}" if self._paths is None else str(self._paths[index])
 
     def __reduce__(self) -> tuple[object, ...]:
-        return TorchvisionSource, self._made_of
+        return TorchvisionSource, (self._named,)
 
 
-def open_named(spec: str, field: str) -> TorchvisionSource:
-    """One of torchvision's classification data sets, as it lies in a local folder; nothing is downloaded.
+def open_named(spec: str) -> TorchvisionSource:
+    """One of torchvision's classification data sets, from a local folder; nothing is downloaded.
 
     Args:
         spec: `torchvision:NAME[:SPLIT][@FOLDER]`. NAME is the class's in torchvision.datasets; SPLIT one of its splits,
             `train` or `test` where it has a flag for that; FOLDER its `root`, by default `data`. SUN397 has no
             splits in torchvision: `train`, `test`, `train-02` … are its published partitions, by their lists.
-        field: the argument to name in errors.
 
     Raises:
         InputError: no such set or split, the files are not there, or it has no class labels.
 
-    >>> open_named("torchvision:CIFAR10:test@no-such-folder", "--test-data")  # doctest: +ELLIPSIS
+    >>> open_named("torchvision:CIFAR10:test@no-such-folder")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    tinyseed.errors.InputError: --test-data: torchvision:CIFAR10: is not in no-such-folder: ...
+    tinyseed.errors.InputError: torchvision:CIFAR10: is not in no-such-folder: ...
     """
-    return TorchvisionSource(Named.of(spec, field), field)
+    return TorchvisionSource(Named.of(spec))
 
 
-def _open(named: Named, field: str) -> tuple[Any, bool]:
+def _open(named: Named) -> tuple[Any, bool]:
     """Torchvision's data set, and whether its items are paths instead of images."""
     ensure_torchvision()
     from torchvision import datasets
@@ -120,26 +120,25 @@ def _open(named: Named, field: str) -> tuple[Any, bool]:
     kind: Any = getattr(datasets, named.name, None)
     settings = inspect.signature(kind).parameters if _is_kind_of(kind, datasets.VisionDataset) else {}
     if "root" not in settings or not ({"download", "split"} & settings.keys()):
-        remedy = "is no data set of torchvision; names are as in torchvision.datasets"
-        raise InputError(field, named.name, remedy)
-    given = _split_setting(named, kind, field)
+        remedy = "is not a data set of torchvision; use a name from torchvision.datasets"
+        raise InputError(named.name, remedy)
+    given = _split_setting(named, kind)
     takes_loader = "loader" in settings or _is_kind_of(kind, datasets.ImageFolder)
     try:
         # NumPy warns of how the files of CIFAR were pickled in 2009.
         with warnings.catch_warnings(action="ignore"):
             opened = kind(named.folder, **given, **({"loader": Path} if takes_loader else {}))
     except ValueError as error:
-        raise InputError(field, f"torchvision:{named.name}:{named.split}", str(error)) from error
+        raise InputError(f"torchvision:{named.name}:{named.split}", str(error)) from error
     except ModuleNotFoundError as error:
-        raise InputError(field, named.name, f"needs {error.name}: pip install {error.name}") from error
+        raise InputError(named.name, f"needs {error.name}: pip install {error.name}") from error
     except (RuntimeError, OSError) as error:
         call = ", ".join([repr(named.folder), *(f"{key}={value!r}" for key, value in given.items())])
         download = ", download=True" if "download" in settings else ""
         raise InputError(
-            field,
             f"torchvision:{named.name}",
             f"is not in {named.folder}: run torchvision.datasets.{named.name}({call}{download}), or name its "
-            f"folder behind @ ({error})",
+            f"folder after @ ({error})",
         ) from error
     return opened, takes_loader
 
@@ -148,7 +147,7 @@ def _is_kind_of(kind: object, base: type) -> bool:
     return inspect.isclass(kind) and issubclass(kind, base)
 
 
-def _split_setting(named: Named, kind: Any, field: str) -> dict[str, Any]:  # noqa: ANN401  (torchvision's class)
+def _split_setting(named: Named, kind: Any) -> dict[str, Any]:  # noqa: ANN401  (torchvision's class)
     settings = inspect.signature(kind).parameters
     value = f"torchvision:{named.name}:{named.split}"
     if not named.split or (named.name == "SUN397" and _SUN397_SPLIT.fullmatch(named.split)):
@@ -156,9 +155,9 @@ def _split_setting(named: Named, kind: Any, field: str) -> dict[str, Any]:  # no
     if "split" in settings:
         return {"split": named.split}
     if "train" not in settings:
-        raise InputError(field, value, "this set has no splits: leave it out, or write lists of its files")
+        raise InputError(value, "this set has no splits: leave it out, or write lists of its files")
     if named.split not in ("train", "test"):
-        raise InputError(field, value, "its splits are train and test")
+        raise InputError(value, "its splits are train and test")
     return {"train": named.split == "train"}
 
 
@@ -166,14 +165,14 @@ def _items(dataset: Any) -> list[tuple[Any, Any]]:  # noqa: ANN401
     return [dataset[index] for index in range(len(dataset))]
 
 
-def _check_labels(dataset: Any, title: str, field: str) -> None:  # noqa: ANN401
+def _check_labels(dataset: Any, title: str) -> None:  # noqa: ANN401
     item = dataset[0] if len(dataset) else ()
     if len(item) != 2 or not isinstance(item[1], int | np.integer):
-        raise InputError(field, title, "has no image with one class: a classification set is needed")
+        raise InputError(title, "has no image with one class: a classification set is needed")
 
 
 def _labels(dataset: Any) -> list[int]:  # noqa: ANN401
-    """The classes of all images; from its own list where it has one, since items cost a decoding."""
+    """The classes of all images; from the set's own list if it has one, since each item costs a decoding."""
     for kept in ("targets", "labels"):
         values = getattr(dataset, kept, None)
         if values is not None and len(values) == len(dataset):
@@ -182,7 +181,7 @@ def _labels(dataset: Any) -> list[int]:  # noqa: ANN401
 
 
 def _classes(dataset: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:  # noqa: ANN401
-    """Names of the classes; numbers where it has none. ImageNet's cranes, a bird and a machine, get theirs behind."""
+    """Names of the classes, or numbers if there are none. Equal names (ImageNet's two cranes) get a number."""
     named = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
     if not named:
         return tuple(map(str, range(int(labels.max(initial=-1)) + 1)))
@@ -191,25 +190,28 @@ def _classes(dataset: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:  # noq
     return tuple(f"{name} ({at})" if times[name] > 1 else name for at, name in enumerate(first))
 
 
-def _of_partition(pairs: list[tuple[Path, int]], named: Named, field: str) -> list[tuple[Path, int]]:
-    """The images that one of SUN397's published lists names, "/a/abbey/sun_….jpg" a line."""
+def _of_partition(pairs: list[tuple[Path, int]], named: Named) -> list[tuple[Path, int]]:
+    """The images that one of SUN397's published lists names, one "/a/abbey/sun_….jpg" per line."""
     found = _SUN397_SPLIT.fullmatch(named.split)
     assert found is not None  # anything else has been refused
     number = found["number"] or "01"
-    file = f"{'Training' if found['side'] == 'train' else 'Testing'}_{number}.txt"
+    file = f"{'Training' if found['part'] == 'train' else 'Testing'}_{number}.txt"
     folder = Path(named.folder) / "SUN397"
     lists = [place / file for place in (folder, folder / "Partitions", folder.parent / "Partitions")]
     path = next((path for path in lists if path.is_file()), None)
     if path is None:
-        raise InputError(
-            field, f"torchvision:SUN397:{named.split}", f"put {file} of Partitions.zip into {folder}"
-        )
+        raise InputError(f"torchvision:SUN397:{named.split}", f"put {file} of Partitions.zip into {folder}")
     wanted = {
         line.strip().lstrip("/") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
     }
     kept = [(image, label) for image, label in pairs if image.relative_to(folder).as_posix() in wanted]
     if len(kept) < len(wanted):
-        raise InputError(
-            field, path, f"{len(wanted) - len(kept)} of its {len(wanted)} images are not in {folder}"
-        )
+        raise InputError(path, f"{len(wanted) - len(kept)} of its {len(wanted)} images are not in {folder}")
     return kept
+
+
+TORCHVISION = SourceFormat(
+    "torchvision:NAME",
+    matches=lambda spec, _: spec.lower().startswith("torchvision:"),
+    open=lambda spec, _: open_named(spec),
+)

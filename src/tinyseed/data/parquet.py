@@ -1,19 +1,20 @@
-"""Images in Parquet files of the Hugging Face convention. Imports tinyseed.errors and the cache.
+"""Images in Parquet files of the Hugging Face convention.
 
 Rows of a Parquet file cannot be read one by one: a row costs the decompression of its whole group. Training
-shuffles fully, so at the first opening the encoded images stream, batch by batch, into one flat file in the
-cache, which is mapped from then on.
+shuffles fully, so when a file is first opened, its encoded images are streamed, batch by batch, into one flat file
+in the cache, which is mapped from then on.
 """
 
-import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from glob import glob, has_magic
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,18 +24,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tinyseed.data.cache import cache_folder, digest, read_arrays, replacing, write_arrays
+from tinyseed.data.base import Concatenation, SourceFormat
+from tinyseed.data.cache import REMEDY, read_arrays, write_arrays
 from tinyseed.data.folder import Strings
-from tinyseed.errors import InputError, RunError
+from tinyseed.data.labels import renumbered
+from tinyseed.errors import InputError, RunError, first_line
+from tinyseed.files import cache_folder, digest, replacing
 
 _LAYOUT = 1  # counts up whenever an older entry would be misread
 _BATCH_BYTES = 32 * 2**20
 _BATCH_ROWS = 1024
+_SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"})
 _MAPPED_FILES = 256  # each holds a file descriptor, of which a process commonly has 1,024
 
 
 class Rows(NamedTuple):
-    """What a Parquet file holds, save the images themselves.
+    """What a Parquet file holds, except for the images themselves.
 
     Attributes:
         offsets: [n + 1], where each row's image begins in the flat file.
@@ -67,7 +72,7 @@ class ParquetSource:
         return len(self.rows.offsets) - 1
 
     def read(self, index: int) -> bytes:
-        """The encoded image file; b"" where the row has none."""
+        """The encoded image file; b"" if the row has none."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         begin, end = self.rows.offsets[index], self.rows.offsets[index + 1]
@@ -102,7 +107,7 @@ def _reopen(path: str, images_at: Path, rows_at: Path) -> ParquetSource:
     return ParquetSource(path, images_at, rows_at, rows)
 
 
-def open_parquet(path: Path, option: str) -> ParquetSource:
+def open_parquet(path: Path) -> ParquetSource:
     """The images of one Parquet file, as a struct with `bytes` (and `path`) or as binary values.
 
     Classes come from the Hugging Face metadata where it has them, otherwise they are the values as text.
@@ -114,7 +119,7 @@ def open_parquet(path: Path, option: str) -> ParquetSource:
     try:
         status = path.stat()
     except OSError as error:
-        raise InputError(option, path, f"cannot be read: {error.strerror}") from error
+        raise InputError(path, f"cannot be read: {error.strerror}") from error
     shelf = cache_folder() / f"parquet-{_LAYOUT}" / digest(os.path.realpath(path))
     images_at = shelf / f"{status.st_size}-{status.st_mtime_ns}.images"
     rows_at = images_at.with_suffix(".rows")
@@ -123,7 +128,7 @@ def open_parquet(path: Path, option: str) -> ParquetSource:
         with _alone(shelf):
             rows = _load(rows_at, images_at)  # another process may have made it in the meantime
             if rows is None:
-                _extract(path, option, images_at, rows_at, digest(status.st_size, status.st_mtime_ns))
+                _extract(path, images_at, rows_at, digest(status.st_size, status.st_mtime_ns))
                 rows = _load(rows_at, images_at)
     if rows is None:
         raise RunError(f"{rows_at}: cannot be read back from the cache")
@@ -161,22 +166,16 @@ def _alone(shelf: Path) -> Iterator[None]:
         yield
 
 
-def _extract(path: Path, option: str, images_at: Path, rows_at: Path, identity: str) -> None:
+def _extract(path: Path, images_at: Path, rows_at: Path, identity: str) -> None:
     _map_file.cache_clear()
     for old in images_at.parent.glob("[!.]*"):  # of an earlier state of this file
         old.unlink(missing_ok=True)
-    try:
-        with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
-            columns = _columns(file.schema_arrow, path, option)
-            _check_space(file.metadata, path, option, images_at.parent)
-            with replacing(images_at) as written:
-                table = _stream(file, columns, written)
-    except (pa.ArrowException, OSError, UnicodeError) as error:  # UnicodeError: names that are no text
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(option, path, f"cannot be read as Parquet: {reason[:200]}") from error
-    labels, classes = table.labels.finish(columns.names, path, option)
+    with _reading(path), pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
+        columns = _columns(file.schema_arrow, path)
+        _check_space(file.metadata, path, images_at.parent)
+        with replacing(images_at, durable=False, remedy=REMEDY) as unfinished:
+            table = _stream(columns, _batches(file, columns, path), unfinished)
+    labels, classes = table.labels.finish(columns.names, path)
     offsets = np.concatenate([[0], *table.lengths]).cumsum(dtype=np.int64)
     outside = Strings.of(table.paths)
     fingerprint = digest(identity, offsets, labels, outside.text, *classes)
@@ -193,6 +192,14 @@ def _extract(path: Path, option: str, images_at: Path, rows_at: Path, identity: 
     )
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeError) as error:  # UnicodeError: names that are not text
+        raise InputError(path, f"cannot be read as Parquet: {first_line(error)[:200]}") from error
+
+
 class _Columns(NamedTuple):
     image: str
     fields: tuple[str, ...]  # of the struct; none: plain binary values
@@ -200,12 +207,11 @@ class _Columns(NamedTuple):
     names: tuple[str, ...] | None  # the classes that the metadata declares
 
 
-def _columns(schema: pa.Schema, path: Path, option: str) -> _Columns:
+def _columns(schema: pa.Schema, path: Path) -> _Columns:
     image = _image_column(schema)
     if image is None:
         found = ", ".join(f"{column.name} ({column.type})" for column in schema) or "none"
         raise InputError(
-            option,
             path,
             f"has no image column (columns: {found}): it takes a struct with `bytes`, or binary `image`",
         )
@@ -262,17 +268,15 @@ def _declared_classes(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
         return {}
 
 
-def _check_space(metadata: pq.FileMetaData, path: Path, option: str, folder: Path) -> None:
+def _check_space(metadata: pq.FileMetaData, path: Path, folder: Path) -> None:
     if not metadata.num_rows:
-        raise InputError(option, path, "holds no rows: give a file with images")
+        raise InputError(path, "holds no rows: give a file with images")
     groups = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
     free = shutil.disk_usage(folder).free
     if sum(groups) > free:
         raise InputError(
-            option,
             path,
-            f"its images need up to {sum(groups) / 1e9:.1f} GB in {folder}, which has {free / 1e9:.1f} GB: "
-            "set TINYSEED_CACHE to a folder on a larger disk",
+            f"its images need up to {sum(groups) / 1e9:.1f} GB in {folder}, which has {free / 1e9:.1f} GB: {REMEDY}",
         )
 
 
@@ -295,35 +299,28 @@ class _Labels:
         codes = [-1 if value is None else self.texts.setdefault(value, len(self.texts)) for value in values]
         self.numbers.append(np.array(codes, np.int64))
 
-    def finish(
-        self, names: tuple[str, ...] | None, path: Path, option: str
-    ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    def finish(self, names: tuple[str, ...] | None, path: Path) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """Labels from 0, and the classes' names."""
         labels = np.concatenate(self.numbers) if self.numbers else np.empty(0, np.int64)
         if self.texts:
             # Classes are sorted, so that two files of one data set agree.
             classes = list(names) if names and set(self.texts) <= set(names) else sorted(self.texts)
             place = {name: number for number, name in enumerate(classes)}
-            return _looked_up(labels, [place[text] for text in self.texts]), tuple(classes)
+            return renumbered(labels, [place[text] for text in self.texts]), tuple(classes)
         if names is not None:
             if labels.size and labels.max() >= len(names):
                 raise InputError(
-                    option,
                     path,
-                    f"has the label {labels.max()} but declares {len(names)} classes: mend its metadata",
+                    f"has the label {labels.max()} but declares {len(names)} classes: correct its metadata",
                 )
             return np.maximum(labels, -1), names
         known = np.unique(labels[labels >= 0])
         return np.where(labels >= 0, np.searchsorted(known, labels), -1), tuple(str(value) for value in known)
 
 
-def _looked_up(codes: NDArray[np.int64], table: list[int]) -> NDArray[np.int64]:
-    return np.array([*table, -1], np.int64)[codes]  # -1 takes the last
-
-
 @dataclass
 class _Streamed:
-    """What was met on the way through a file."""
+    """What a file held beside its images."""
 
     lengths: list[NDArray[np.int64]] = field(default_factory=list)
     labels: _Labels = field(default_factory=_Labels)
@@ -331,12 +328,11 @@ class _Streamed:
     paths: list[bytes] = field(default_factory=list)
 
 
-def _stream(file: pq.ParquetFile, columns: _Columns, target: Path) -> _Streamed:
-    wanted = [f"{columns.image}.{name}" for name in columns.fields] or [columns.image]
+def _stream(columns: _Columns, batches: Iterator[pa.RecordBatch], target: Path) -> _Streamed:
     seen = _Streamed()
     row = 0
     with target.open("wb") as output:
-        for batch in _batches(file, wanted + ([columns.label] if columns.label else [])):
+        for batch in batches:
             encoded, path = _image_fields(batch.column(columns.image), columns)
             payload, lengths = _payload(encoded)
             output.write(payload)
@@ -349,13 +345,16 @@ def _stream(file: pq.ParquetFile, columns: _Columns, target: Path) -> _Streamed:
     return seen
 
 
-def _batches(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _batches(file: pq.ParquetFile, columns: _Columns, path: Path) -> Iterator[pa.RecordBatch]:
     """Small record batches, row group by row group: memory is bounded by a batch and a page of the file."""
+    wanted = [f"{columns.image}.{name}" for name in columns.fields] or [columns.image]
+    wanted += [columns.label] if columns.label else []
     for group in range(file.metadata.num_row_groups):
         about = file.metadata.row_group(group)
         per_row = max(1, about.total_byte_size // max(1, about.num_rows))
         rows = min(_BATCH_ROWS, max(1, _BATCH_BYTES // per_row))
-        yield from file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False)
+        with _reading(path):  # here, so that an error of reading is not taken for one of writing
+            yield from file.iter_batches(rows, row_groups=[group], columns=wanted, use_threads=False)
 
 
 def _image_fields(image: pa.Array, columns: _Columns) -> tuple[pa.Array, pa.Array | None]:
@@ -382,3 +381,35 @@ def _note_outside(paths: pa.Array, rows: NDArray[np.int64], first: int, seen: _S
         if path and "\0" not in path:
             seen.outside.append(first + row)
             seen.paths.append(os.fsencode(path))
+
+
+def _open(spec: str, path: Path) -> Concatenation | None:
+    """All files of a folder, of a pattern, or one; None if there are none."""
+    if path.is_dir():
+        files = _files_of_one_split(path)
+    elif path.exists():
+        files = [path]
+    else:
+        files = [Path(found) for found in glob(str(path), recursive=True)]  # noqa: PTH207
+    # A concatenation even of one file: it leaves a single class out.
+    return Concatenation(tuple(map(open_parquet, sorted(files)))) if files else None
+
+
+def _files_of_one_split(folder: Path) -> list[Path]:
+    files = [
+        file
+        for file in folder.rglob("*.parquet")
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
+    splits = {split for file in files if (split := re.split(r"[-_.]", file.name)[0].lower()) in _SPLITS}
+    if len(splits) > 1:
+        remedy = f"holds several splits ({', '.join(sorted(splits))}): name one, as {folder}/{min(splits)}*.parquet"
+        raise InputError(folder, remedy)
+    return files
+
+
+def _matches(spec: str, path: Path) -> bool:
+    return path.is_dir() or (path.suffix.lower() == ".parquet" and (path.exists() or has_magic(spec)))
+
+
+PARQUET = SourceFormat("*.parquet", _matches, _open)

@@ -1,4 +1,4 @@
-"""Which images are held out for validation. Imports tinyseed.data.addressed."""
+"""Which images are held out for validation, and fixed samples of images."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ def held_out_split(images: int, seed: int) -> tuple[NDArray[np.int64], NDArray[n
 
 
 def sample(indices: NDArray[np.int64], at_most: int, seed: int, name: str) -> NDArray[np.int64]:
-    """A fixed choice of at most so many of these positions, sorted."""
+    """A fixed random choice of at most `at_most` of these positions, sorted."""
     if len(indices) <= at_most:
         return indices
     return np.sort(indices[permutation(seed, 0, len(indices), name)[:at_most]])

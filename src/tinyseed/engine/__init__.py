@@ -1,1 +1,1 @@
-"""The only training loop. May import methods, evaluate and below."""
+"""Training runs: the one training loop, and what a run needs around it."""

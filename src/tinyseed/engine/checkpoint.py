@@ -1,27 +1,25 @@
-"""A checkpoint is whole or it is the one before. Imports errors and models/weights.py."""
+"""The state of a run on disk, from which it resumes bit-exactly. Checkpoints are written atomically."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tinyseed.errors import InputError, RunError
-from tinyseed.models.weights import first_line, write_atomically
+from tinyseed.files import read_checkpoint, write_checkpoint
 
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that a run needs to go on as if it had never stopped.
+    """Everything that a run needs to resume.
 
     The loader's position, the views and every other random choice follow from (seed, step), so they are not here.
 
     Attributes:
         step: optimizer steps done.
         elapsed: seconds of training done.
-        images: images in the training part when the run began.
+        images: number of training images when the run began.
         module, method, optimizer, precision: state dicts.
     """
 
@@ -35,22 +33,13 @@ class Checkpoint:
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write beside the old file, flush to the disk, then take its place.
+    """Write a checkpoint.
 
     Raises:
-        RunError: nothing could be written (full disk, no rights); the old file is intact.
+        RunError: it could not be written (full disk, no permission); the old file is intact.
     """
-    content = {"format": FORMAT} | {name: getattr(checkpoint, name) for name in _FIELDS}
-
-    def write(unfinished: Path) -> None:
-        try:
-            with unfinished.open("wb") as file:
-                torch.save(content, file)
-        except RuntimeError as error:  # torch's zip writer tells a full disk so
-            raise OSError(first_line(error)) from error
-
     try:
-        write_atomically(path, write)
+        write_checkpoint(path, {"format": FORMAT} | vars(checkpoint))
     except RunError as error:
         kept = "the last checkpoint is intact" if path.exists() else "there is no earlier checkpoint"
         raise RunError(f"{error}; {kept}") from error
@@ -60,19 +49,10 @@ def load(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        InputError: it cannot be read, or was written by another version of the format.
+        InputError: it cannot be read, or was written in another version of the format.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError("--resume", path, f"is no readable checkpoint ({first_line(error)})") from error
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-        raise InputError(
-            "--resume",
-            path,
-            f"is not of checkpoint format {FORMAT}; resume it with the version that wrote it",
-        )
+    content = read_checkpoint(path)
+    if content.pop("format", None) != FORMAT:
+        remedy = f"it is not in checkpoint format {FORMAT}; resume the run with the version that wrote it"
+        raise InputError(path, remedy)
     return Checkpoint(**content)
-
-
-_FIELDS = tuple(Checkpoint.__dataclass_fields__)

@@ -1,4 +1,4 @@
-"""Where a model comes from: data, teacher, settings, software and hardware. Imports the run's parts."""
+"""Where a model comes from: data, teacher, command, software and hardware."""
 
 import platform
 import sys
@@ -8,26 +8,27 @@ from typing import Any
 
 import torch
 
-from tinyseed.engine.build import RunData
-from tinyseed.engine.config import RunConfig, verb
+from tinyseed.engine.data import RunData
+from tinyseed.methods.catalog import spec_of
 from tinyseed.models.teacher import Teacher
+from tinyseed.settings.train import TrainSettings
 
 PACKAGES = ("tinyseed", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow")
 
 
-def lineage(config: RunConfig, data: RunData, teacher: Teacher | None) -> dict[str, Any]:
-    """What lineage.json holds: enough to make the run again, and to know the files it was made from."""
+def lineage(settings: TrainSettings, data: RunData, teacher: Teacher | None) -> dict[str, Any]:
+    """The content of lineage.json: enough to repeat the run, and to recognize the files that it was made from."""
     described: dict[str, Any] = {
         "command": ["tinyseed", *sys.argv[1:]],
-        "method": verb(config),
+        "method": spec_of(settings).command,
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": {
-            "given": list(config.data),
+            "given": list(settings.data),
             "fingerprint": data.source.fingerprint,
             "images": len(data.source),
             "trained_on": len(data.training),
             "held_out_images": len(data.held_out),
-            "held_out": "10 % of the data" if not config.val_data else list(config.val_data),
+            "held_out": "10 % of the data" if not settings.val_data else list(settings.val_data),
             "held_out_fingerprint": data.held_out_source.fingerprint,
         },
         "software": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},

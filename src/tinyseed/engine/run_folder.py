@@ -1,25 +1,28 @@
-"""The files of a run. Imports the settings and the loader's records."""
+"""The files of a run folder: where they are, and how they are written and read."""
 
-import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tinyseed.data.loader import BadRecord
-from tinyseed.engine.channels import MEASURED
-from tinyseed.engine.config import HARMLESS, RunConfig, as_json, flag
-from tinyseed.errors import InputError
-from tinyseed.models.weights import write_atomically
+from tinyseed.errors import InputError, RunError, argument
+from tinyseed.files import write_text
+from tinyseed.methods.catalog import spec_of
+from tinyseed.settings.base import aliases
+from tinyseed.settings.train import FREE_ON_RESUME, MEASURED, TrainSettings
 
-Figures = dict[str, Any]
-"""One line of metrics.jsonl, or summary.json: names and figures as they are written."""
+Metrics = dict[str, Any]
+"""One line of metrics.jsonl, or summary.json: names and values as they are written."""
+
+MOST_UNREADABLE = 0.1
+"""Fraction of a data set that may be unreadable."""
 
 
 class RunFolder:
-    """Where a run's files are, and how they are written."""
+    """The files of a run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,7 +34,7 @@ class RunFolder:
         self.summary = path / "summary.json"
 
     def make(self) -> None:
-        """Make the folder.
+        """Create the folder.
 
         Raises:
             InputError: the operating system refuses.
@@ -39,92 +42,113 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(
-                "--out", self.path, f"cannot be made ({error.strerror}); give another folder"
-            ) from error
+            remedy = f"cannot be created ({error.strerror}); give another folder"
+            raise InputError(self.path, remedy, argument="out") from error
 
-    def write_json(self, file: Path, content: Mapping[str, Any]) -> None:
-        """Write a JSON file whole or not at all."""
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(file, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
-
-    def log(self, figures: Figures) -> None:
-        """Append a line to metrics.jsonl. What is no finite number is written as null."""
-        line = {name: _plain(value) for name, value in figures.items()}
+    def log(self, metrics: Metrics) -> None:
+        """Append a line to metrics.jsonl; a value that is not finite is written as null."""
+        line = {name: _finite(value) for name, value in metrics.items()}
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def logged(self) -> Iterator[dict[str, Any]]:
+    def logged(self) -> Iterator[Metrics]:
         """The lines of metrics.jsonl; an unfinished last line is left out."""
         yield from _lines(self.metrics)
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines after a step: a resumed run writes them anew."""
+        """Drop the lines after a step: a resumed run writes them again."""
         kept = [line for line in self.logged() if line.get("step", 0) <= step]
-        self.metrics.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def quarantined(self) -> set[str]:
-        """Names of the images that could not be read."""
-        return {line["name"] for line in _lines(self.quarantine)}
+    def settled(self, name: str) -> Any:  # noqa: ANN401  (a JSON value)
+        """What an earlier part of this run settled a setting to, None in a new run."""
+        return _read_config(self.config).get(name) if self.config.exists() else None
 
-    def add_to_quarantine(self, record: BadRecord) -> None:
-        """Append an unreadable image to quarantine.jsonl."""
-        with self.quarantine.open("a", encoding="utf-8") as file:
+
+class Quarantine:
+    """Images of a run that could not be read; each is listed once, however often it is met."""
+
+    def __init__(self, folder: RunFolder, images: int, processes: int = 1) -> None:
+        self.path = folder.quarantine
+        self.limit = MOST_UNREADABLE * images / processes
+        self.known: set[str] = {line["name"] for line in _lines(self.path)}
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def add(self, records: Sequence[BadRecord]) -> None:
+        """List unreadable images in quarantine.jsonl.
+
+        Raises:
+            RunError: more than 10 % of the data set is unreadable.
+        """
+        for record in records:
+            if record.name in self.known:
+                continue
+            self.known.add(record.name)
             line = {"index": record.index, "name": record.name, "reason": record.reason}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            if len(self.known) > self.limit:
+                raise RunError(
+                    f"`data`: more than {MOST_UNREADABLE:.0%} of the images cannot be read ({len(self.known)} so far, "
+                    f"the last is {record.name}: {record.reason}); all are listed in {self.path}"
+                )
 
 
-def open_run_folder(config: RunConfig) -> RunFolder:
-    """Look at `--out` before anything is loaded; writes nothing.
+def open_run_folder(settings: TrainSettings) -> RunFolder:
+    """Look at the output folder before anything is loaded; writes nothing.
 
     Raises:
-        InputError: it holds a run that is not to be resumed, other files, or a run with other settings.
+        InputError: it holds a run that is finished or is not to be resumed, other files, or a run with other settings.
     """
-    folder = RunFolder(config.out)
-    if config.out.exists() and not config.out.is_dir():
-        raise InputError("--out", config.out, "is a file; give a folder")
-    if folder.config.exists():
-        if not config.resume:
-            raise InputError(
-                "--out",
-                config.out,
-                "holds another run; add --resume to go on with it, or give another folder",
-            )
-        _refuse_other_settings(folder, config)
-    elif config.out.is_dir() and any(config.out.iterdir()):
-        raise InputError("--out", config.out, "is a folder with other files; give a new one")
-    parent = next(above for above in (config.out, *config.out.resolve().parents) if above.exists())
-    if not os.access(parent, os.W_OK):
-        raise InputError("--out", config.out, f"cannot be made: no right to write in {parent}")
+    folder, out = RunFolder(settings.out), settings.out
+    with argument("out"):
+        if out.exists() and not out.is_dir():
+            raise InputError(out, "is a file; give a folder")
+        if folder.config.exists():
+            if not settings.resume:
+                raise InputError(out, "holds another run; resume it with `resume`, or give another folder")
+            _refuse_other_settings(folder, settings)
+        elif out.is_dir() and any(out.iterdir()):
+            raise InputError(out, "is a folder with other files; give a new one")
+        parent = next(above for above in (out, *out.resolve().parents) if above.exists())
+        if not os.access(parent, os.W_OK):
+            raise InputError(out, f"cannot be created: no permission to write in {parent}")
+    if folder.summary.exists():
+        raise InputError(out, "this run is finished; give another `out` to train again", argument="resume")
     return folder
 
 
-def _refuse_other_settings(folder: RunFolder, config: RunConfig) -> None:
+def _refuse_other_settings(folder: RunFolder, settings: TrainSettings) -> None:
+    before = _read_config(folder.config)
+    command = spec_of(settings).command
+    if before.get("command") != command:
+        remedy = f"the run in {settings.out} is one of {before.get('command')}; give another `out`"
+        raise InputError(command, remedy, argument="resume")
+    former = {name: alias for alias, name in aliases(type(settings)).items()}
+    defaults = {name: field.default for name, field in type(settings).__dataclass_fields__.items()}
+    for name, now in settings.as_json().items():
+        # A setting that was added to tinyseed after the run began had the effect of its default.
+        fallback = before.get(former.get(name, name), _json_value(defaults[name]))
+        then = before.get(name, fallback)
+        # An earlier part of the run has settled it.
+        settled = (now == "auto" and name not in FREE_ON_RESUME) or (name in MEASURED and not now)
+        if name not in FREE_ON_RESUME and not settled and _json_value(now) != then:
+            remedy = f"the run in {settings.out} has {then}; give that, or another `out`"
+            raise InputError(now, remedy, argument=name)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     try:
-        before = json.loads(folder.config.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError("--resume", folder.config, f"cannot be read ({error})") from error
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    for name, now in as_json(config).items():
-        # A setting that came to tinyseed after the run began had the effect of its default.
-        then = before[name] if name in before else _json_value(defaults.get(name))
-        # The first part of the run has settled it.
-        settled = (now == "auto" and name not in HARMLESS) or (name in MEASURED and not now)
-        if name not in HARMLESS and not settled and _json_value(now) != then:
-            field = "--resume" if name == "command" else flag(name)
-            raise InputError(field, now, f"the run in {config.out} has {then}; give that, or another --out")
+        raise InputError(path, f"cannot be read ({error})", argument="resume") from error
 
 
 def _json_value(value: object) -> Any:  # noqa: ANN401
     """A value as it comes back from a JSON file."""
     return json.loads(json.dumps(value, default=str))
-
-
-def settled(folder: RunFolder, name: str) -> Any:  # noqa: ANN401  (a JSON value)
-    """What a former part of this run settled a setting to, None in a new run."""
-    if not folder.config.exists():
-        return None
-    return json.loads(folder.config.read_text(encoding="utf-8")).get(name)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -138,5 +162,5 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 continue
 
 
-def _plain(value: float | int | str | None) -> float | int | str | None:
+def _finite(value: float | int | str | None) -> float | int | str | None:
     return None if isinstance(value, float) and not math.isfinite(value) else value

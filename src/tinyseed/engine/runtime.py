@@ -1,4 +1,4 @@
-"""Devices, processes and precision, through Lightning Fabric. Imports the run's settings and the methods' Group."""
+"""Devices, processes and precision of a run, through Lightning Fabric."""
 
 import os
 from contextlib import AbstractContextManager
@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tinyseed.data.loader import usable_cores
-from tinyseed.engine.config import TrainConfig
 from tinyseed.errors import InputError
-from tinyseed.methods.method import Alone, Group
+from tinyseed.methods.base import Group, SingleProcess
 from tinyseed.precision import native_bf16
+from tinyseed.settings.train import TrainSettings
 from tinyseed.torchvision_ops import ensure_torchvision
 
 PrecisionName = Literal["32", "bf16", "16"]
 
 
-class Processes:
-    """A group of processes that torch.distributed joins."""
+class ProcessGroup:
+    """The processes of torch.distributed."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
@@ -33,24 +33,24 @@ class Processes:
 
     @torch.no_grad()
     def gather(self, tensor: Tensor) -> Tensor:
-        """Join each process' tensor along the first axis, in order of rank."""
+        """Concatenate each process' tensor along the first axis, in order of rank."""
         parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.size)]
         dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
 
     def gather_with_gradient(self, tensor: Tensor) -> Tensor:
-        """Join them likewise; the gradients of all processes flow back, summed, to whose tensor it was."""
+        """The same; gradients of all processes flow back, summed, to the process whose tensor it was."""
         return _Gathered.apply(tensor, self)  # pyright: ignore[reportReturnType]
 
 
 class _Gathered(torch.autograd.Function):
-    """Every process holds the joined tensor, so a part's gradient is the sum of what all of them found.
+    """Every process holds the whole tensor, so a part's gradient is the sum of those of all processes.
 
     DDP then takes the mean over processes: of a mean of local losses that is the one-process gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: Processes) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, tensor: Tensor, group: ProcessGroup) -> Tensor:  # noqa: ANN401
         ctx.mine = slice(group.rank * len(tensor), (group.rank + 1) * len(tensor))
         return group.gather(tensor)
 
@@ -68,7 +68,7 @@ class Runtime:
 
     Attributes:
         precision: as resolved, never "auto".
-        plugin: Fabric's precision plugin; its state (the loss scale of float16) belongs into checkpoints.
+        plugin: Fabric's precision plugin; its state (the loss scale of float16) belongs to a checkpoint.
     """
 
     fabric: Fabric
@@ -83,46 +83,43 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks."""
+        """Whether this process writes files and shows progress."""
         return self.group.rank == 0
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision's context, for networks that Fabric did not wrap."""
+        """The precision's context manager, for networks that Fabric did not wrap."""
         return self.fabric.autocast()
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
-        """What autocast computes in; None for float32."""
+        """The dtype of autocast; None for float32."""
         return {"bf16": torch.bfloat16, "16": torch.float16, "32": None}[self.precision]
 
     def largest(self, values: list[float]) -> list[float]:
-        """Element by element the largest of what the processes bring; the same for all of them."""
+        """The elementwise maximum over the processes; the same for all of them."""
         if self.group.size == 1:
             return values
-        brought = torch.tensor([values], dtype=torch.float64, device=self.device)
-        return self.group.gather(brought).amax(0).tolist()
+        values_here = torch.tensor([values], dtype=torch.float64, device=self.device)
+        return self.group.gather(values_here).amax(0).tolist()
 
     def barrier(self) -> None:
         """Wait until every process is here."""
         self.fabric.barrier()
 
 
-def start(config: TrainConfig) -> Runtime:
+def start(settings: TrainSettings) -> Runtime:
     """Join or launch the processes of a run.
 
     Raises:
-        InputError: more devices than there are, or a batch that they cannot share evenly.
+        InputError: more devices than there are, or a batch that cannot be divided evenly among them.
     """
     on_gpu = torch.cuda.is_available()
-    devices, nodes = _devices(config, on_gpu)
-    share = devices * nodes * config.accumulate
-    if config.batch_size % share:
-        raise InputError(
-            "--batch-size",
-            config.batch_size,
-            f"has to be a multiple of {share} (devices × nodes × --accumulate)",
-        )
-    precision = resolve_precision(config.precision, on_gpu)
+    devices, nodes = _devices(settings, on_gpu)
+    share = devices * nodes * settings.accumulate
+    if settings.batch_size % share:
+        remedy = f"it has to be a multiple of {share} (devices × nodes × `accumulate`)"
+        raise InputError(settings.batch_size, remedy, argument="batch_size")
+    precision = resolve_precision(settings.precision, on_gpu)
     plugin = _plugin(precision, "cuda" if on_gpu else "cpu")
     parallel = devices * nodes > 1
     # Buffers are not broadcast: each process keeps its own batch norm statistics, and queues are gathered instead.
@@ -137,25 +134,25 @@ def start(config: TrainConfig) -> Runtime:
     fabric.launch()
     if on_gpu:
         torch.set_float32_matmul_precision("high")
-    group = Processes(fabric.global_rank, fabric.world_size) if parallel else Alone()
+    group = ProcessGroup(fabric.global_rank, fabric.world_size) if parallel else SingleProcess()
     return Runtime(fabric, plugin, precision, group)
 
 
-def _devices(config: TrainConfig, on_gpu: bool) -> tuple[int, int]:
-    """Devices a node, and nodes; under torchrun its own numbers."""
+def _devices(settings: TrainSettings, on_gpu: bool) -> tuple[int, int]:
+    """Devices per node, and nodes; under torchrun its own numbers."""
     if "LOCAL_WORLD_SIZE" in os.environ and "WORLD_SIZE" in os.environ:
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         return local, int(os.environ["WORLD_SIZE"]) // local
-    if config.devices == "auto":
-        return (torch.cuda.device_count() if on_gpu else 1), config.nodes
-    devices = int(config.devices)
+    if settings.devices == "auto":
+        return (torch.cuda.device_count() if on_gpu else 1), settings.nodes
+    devices = int(settings.devices)
     if on_gpu and devices > torch.cuda.device_count():
-        raise InputError("--devices", devices, f"this machine has {torch.cuda.device_count()}")
-    return devices, config.nodes
+        raise InputError(devices, f"this machine has {torch.cuda.device_count()} GPUs", argument="devices")
+    return devices, settings.nodes
 
 
 def resolve_precision(wanted: str, on_gpu: bool) -> PrecisionName:
-    """bf16 where the hardware multiplies it natively, else float32.
+    """bf16 where the hardware supports it natively, otherwise float32.
 
     Raises:
         InputError: float16 without a GPU.
@@ -165,7 +162,7 @@ def resolve_precision(wanted: str, on_gpu: bool) -> PrecisionName:
             return wanted
         case "16":
             if not on_gpu:
-                raise InputError("--precision", 16, "float16 needs a GPU; give bf16 or 32")
+                raise InputError(16, "float16 needs a GPU; give bf16 or 32", argument="precision")
             return "16"
         case _:
             return "bf16" if native_bf16(on_gpu) else "32"
@@ -182,10 +179,10 @@ def _plugin(precision: PrecisionName, device: str) -> Precision:
 
 
 def share_statistics(module: nn.Module, runtime: Runtime) -> nn.Module:
-    """Let batch norms take their statistics over all processes, on GPUs.
+    """Let batch norms compute their statistics over all processes, on GPUs.
 
-    On the CPU torch has no such batch norm: there each process takes them over its own part of the batch. It is timm's
-    conversion, because torch's would drop the activation that some of timm's batch norms hold.
+    On a CPU torch has no such batch norm: there each process uses its own part of the batch. The conversion is timm's,
+    because torch's would drop the activation that some of timm's batch norms contain.
     """
     if runtime.group.size == 1 or runtime.device.type != "cuda":
         return module
@@ -201,10 +198,10 @@ def is_main_process() -> bool:
 
 
 def worker_count(wanted: int | Literal["auto"], on_gpu: bool) -> int:
-    """Decoding processes a device: with a GPU up to 16; on the CPU a quarter of the cores, none of two.
+    """Decoding processes per device: with a GPU up to 16; on the CPU a quarter of the cores, none on two cores.
 
     Without workers the main process decodes in threads. On two cores a worker would gain nothing: the networks' threads
-    wait for each other whenever it takes one of them off its core (bench/step.py).
+    wait for each other whenever a worker takes one of them off its core (bench/step.py).
     """
     if wanted != "auto":
         return wanted

@@ -1,23 +1,29 @@
-"""Learning rate and how long a run is. Imports nothing of tinyseed."""
+"""Learning rate schedules, and how long a run is."""
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 Shape = Literal["cosine", "step"]
 
 DROPS = (0.6, 0.8)
-"""Shares of a run at which the "step" schedule falls tenfold: MoCo v1's epochs 120 and 160 of 200."""
+"""Fractions of a run after which the "step" schedule divides by ten: epochs 120 and 160 of 200 in MoCo v1."""
+
+DETECTOR_DROPS = (Fraction(2, 3), Fraction(8, 9))
+"""Shares of a detector's training at which its learning rate falls tenfold, as in Detectron's schedules."""
+
+_DETECTOR_WARMUP = 1_000
 
 
 def learning_rate(
     progress: float, warmup: float, peak: float, final: float = 0.0, shape: Shape = "cosine"
 ) -> float:
-    """Linear warm-up, then a half cosine down to `final`, or tenfold drops.
+    """Linear warm-up, then a half cosine down to `final`, or division by ten at each of `DROPS`.
 
     Args:
-        progress: share of the run that is done, 0 to 1.
-        warmup: share of the run that warms up, 0 to 1.
+        progress: fraction of the run that is done, 0 to 1.
+        warmup: fraction of the run that warms up, 0 to 1.
         peak: learning rate at the end of the warm-up.
         final: learning rate at the end of the cosine.
         shape: "cosine", or "step".
@@ -39,13 +45,29 @@ def learning_rate(
             return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
+def detector_rate(step: int, steps: int, peak: float) -> float:
+    """Learning rate of a detector's step: linear warm-up over 1,000 steps or a tenth of the run, then tenfold drops.
+
+    Args:
+        step: from 0; the first step is already above zero.
+        steps: of the whole training.
+        peak: learning rate after the warm-up.
+
+    >>> [round(detector_rate(step, 900, 0.02), 5) for step in (0, 89, 599, 600, 800)]
+    [0.00022, 0.02, 0.02, 0.002, 0.0002]
+    """
+    warmup = max(1, min(_DETECTOR_WARMUP, steps // 10))
+    drops = sum(step >= steps * drop for drop in DETECTOR_DROPS)
+    return peak * min(1.0, (step + 1) / warmup) * 0.1**drops
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """How far a run is, counted in steps, or in minutes where `max_minutes` is set.
+    """The learning rate over a run, which lasts for epochs, or for minutes where `max_minutes` is set.
 
     Attributes:
         peak: learning rate after the warm-up, scaled to the batch.
-        warmup_epochs: number, or None for `auto_warmup_epochs` but at most a tenth of the run.
+        warmup_epochs: a number, or None for `auto_warmup_epochs`, but at most a tenth of the run.
         final: learning rate at the end of a cosine, scaled likewise.
     """
 
@@ -59,7 +81,7 @@ class Schedule:
     auto_warmup_epochs: float = 5
 
     def total_steps(self, step: int, elapsed: float) -> int:
-        """Steps of the whole run; with `max_minutes` as far as the pace until now (seconds) tells."""
+        """Steps of the whole run; with `max_minutes` estimated from the pace so far (elapsed seconds)."""
         if self.max_minutes is None:
             return self.epochs * self.steps_per_epoch
         limit = self.max_minutes * 60

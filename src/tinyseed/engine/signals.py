@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask a run to save and stop. Imports nothing of tinyseed."""
+"""Ctrl-C and SIGTERM ask a run to save and stop."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ from types import FrameType
 class Stopped(BaseException):
     """The run was asked to stop and has saved.
 
-    A BaseException, like KeyboardInterrupt, so that no `except Exception` on the way takes it for a failure.
+    A BaseException, like KeyboardInterrupt, so that no `except Exception` mistakes it for a failure.
     """
 
     def __init__(self, number: int, message: str) -> None:
@@ -33,7 +33,7 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Collect SIGINT and SIGTERM instead of dying of them; the former handlers come back at the end."""
+    """Note SIGINT and SIGTERM instead of ending the process; the former handlers are restored at the end."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request  # Python delivers signals to the main thread only

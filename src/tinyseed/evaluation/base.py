@@ -1,7 +1,7 @@
 """What an evaluation is: its settings, how it measures a model, and what a measurement holds.
 
-An evaluation is one file that ends in a record, `SPEC = EvaluationSpec(…)`, and one line in catalog.py. Opening data
-and models, timing, resuming and reporting are the driver's work (run.py).
+An evaluation is one file that ends in a record, `SPEC = EvaluationSpec(…)`, and one line in `tinyseed/evaluations.py`.
+Opening data and models, timing, resuming and reporting are the driver's work (run.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence, Sized
@@ -120,7 +120,7 @@ class EvaluationSpec:
         subjects: from the settings to the models that are measured; by default the one in `model`.
         open_data: from the settings to the images; by default `splits.open_splits`.
         combine: from all models and their measurements to the report's; by default `merge`.
-        details: from the data and the settings to further entries of the report's JSON.
+        report: from the driver's report, the data and the settings to a report with further entries or typed rows.
         main: role of the model that the report is named after.
         stoppable: `measure` asks `resume.stop()` and raises `Interrupted` once it has saved, so that
             Ctrl-C loses nothing.
@@ -137,7 +137,7 @@ class EvaluationSpec:
     subjects: Callable[[Any], Sequence[Subject]] | None = None
     open_data: Callable[[Any], Data] | None = None
     combine: Callable[[Measured, Any], Measurement] | None = None
-    details: Callable[[Any, Any], Mapping[str, Any]] | None = None
+    report: Callable[[Any, Any, Any], Any] | None = None
     main: str = "model"
     stoppable: bool = False
     table: Callable[[Any], str] | None = None

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tinyseed.data.augmentation import View, ViewSettings
-from tinyseed.data.band_views import render_view
-from tinyseed.data.bands import bands_of
 from tinyseed.data.loader import Plan, TrainingBatch, TrainingViews, training_batches
-from tinyseed.data.views import normalise
+from tinyseed.data.readers import reader_for
+from tinyseed.data.render import normalize, render_view
 from tinyseed.errors import InputError, RunError
 from tinyseed.evaluation.base import Measurement
 from tinyseed.evaluation.features import device, embed_images, evaluating
@@ -234,9 +233,9 @@ class _Training:
             crop_scale=self.recipe.crop_scale, jitter_probability=0, gray_probability=0, blur_probability=0
         )
         contract = self.model.backbone.input
-        bands = bands_of(contract.channels, contract.pixel_range)
+        reader = reader_for(contract.channels, contract.pixel_range)
         views = TrainingViews(
-            train.source, (View(settings, contract.size),), self.plan.seed, train.indices, bands
+            train.source, (View(settings, contract.size),), self.plan.seed, train.indices, reader
         )
         return training_batches(
             views,
@@ -288,7 +287,7 @@ def _step(training: _Training, batch: TrainingBatch, step: int) -> Tensor:
     labels = training.labels[batch.indices].to(device(), non_blocking=True)
     batch = batch.to(device())
     images = render_view(batch.pixels[0], batch.draws[0])
-    images = normalise(images, contract.mean, contract.std, out=images)
+    images = normalize(images, contract.mean, contract.std, out=images)
     images = images.contiguous(memory_format=torch.channels_last)
     for group in optimizer.param_groups:
         group["lr"] = group["base"] * training.recipe.factor(step, plan.steps_per_epoch)

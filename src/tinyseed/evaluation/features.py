@@ -13,11 +13,11 @@ from jaxtyping import Float, Float32, Int64
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tinyseed.data.bands import Bands, bands_of, require_readers
+from tinyseed.data.base import Source
 from tinyseed.data.cache import read_arrays, write_arrays
 from tinyseed.data.loader import BadRecord, EvaluationBatch, evaluation_batches
-from tinyseed.data.sources import Source
-from tinyseed.data.views import normalise
+from tinyseed.data.readers import Reader, reader_for
+from tinyseed.data.render import normalize
 from tinyseed.errors import RunError
 from tinyseed.evaluation.splits import Split, Splits
 from tinyseed.files import cache_folder, digest
@@ -126,7 +126,7 @@ def embed(
             continue
         images = _unit(batch.pixels, device, bands)
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            rows.append(features(normalise(images, mean, std, out=images)).float().cpu())
+            rows.append(features(normalize(images, mean, std, out=images)).float().cpu())
         indices.append(batch.indices)
     if not rows:
         raise RunError("no image could be read, so there is nothing to evaluate")
@@ -148,7 +148,7 @@ def view_batches(
     contract: InputContract,
     *,
     workers: int = 0,
-    reader: Bands | None = None,
+    reader: Reader | None = None,
     on_bad: Callable[[tuple[BadRecord, ...]], object] = len,
 ) -> Iterator[EvaluationBatch]:
     """The evaluation views of these images, in order, as a network with this input contract expects them.
@@ -161,15 +161,14 @@ def view_batches(
         reader: how the images are read; by default as the contract says.
         on_bad: told of each batch's unreadable images.
     """
-    bands = reader or bands_of(contract.channels, contract.pixel_range)
-    if bands is not None:
-        require_readers(source, images, "--model")
+    reader = reader or reader_for(contract.channels, contract.pixel_range)
+    reader.require(source, images)
     for batch in evaluation_batches(
         source,
         images,
         size=contract.size,
         interpolation=contract.interpolation,
-        bands=bands,
+        reader=reader,
         batch_size=BATCH,
         workers=workers,
     ):
@@ -186,7 +185,7 @@ def embed_images(
     on: torch.device | None = None,
     title: str | None = None,
     workers: int = 0,
-    reader: Bands | None = None,
+    reader: Reader | None = None,
     bands: Sequence[int] | None = None,
     autocast: torch.dtype | None = None,
     on_bad: Callable[[tuple[BadRecord, ...]], object] = len,

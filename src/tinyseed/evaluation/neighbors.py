@@ -56,7 +56,7 @@ def knn(
         train: features whose labels vote, any scale, any device; similarities are float32 cosines.
         train_labels: classes from 0 on, -1 for unlabeled images.
         test: features to classify, of the same model.
-        test_labels: classes in the numbering of `train_labels` (see `splits.align_labels`), -1 for unlabeled.
+        test_labels: classes in the numbering of `train_labels` (see `align_labels`), -1 for unlabeled.
         k: neighbors that vote; several numbers share one search.
         temperature: a neighbor of similarity s votes with weight exp(s / temperature) ("weighted").
         weighting: "weighted", or "majority": one vote each.

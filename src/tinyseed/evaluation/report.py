@@ -11,6 +11,7 @@ from typing import Any
 
 from tinyseed.evaluation.base import EvaluationSpec, Metrics
 from tinyseed.files import write_json, write_text
+from tinyseed.settings.base import aliases, flag
 from tinyseed.settings.evaluation import EvaluationSettings
 
 HEADINGS = {
@@ -43,7 +44,6 @@ class Report:
         weights: stands for the backbone's weights and its input.
         seconds: of the whole evaluation; of the part since the last stop if it was stopped.
         versions: of the packages that decide the metrics.
-        details: further entries of the JSON, which this evaluation alone has.
     """
 
     evaluation: str
@@ -60,12 +60,6 @@ class Report:
     weights: str
     seconds: float
     versions: dict[str, str] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """The content of evaluate-NAME.json."""
-        content = dataclasses.asdict(self)
-        return content | content.pop("details")
 
 
 def report_folder(settings: EvaluationSettings, model: str) -> Path | None:
@@ -84,7 +78,7 @@ def write_report(
     Raises:
         RunError: a file could not be written.
     """
-    write_json(folder / f"evaluate-{spec.name}.json", report.as_json())
+    write_json(folder / f"evaluate-{spec.name}.json", dataclasses.asdict(report))
     text = (spec.page or page)(report, settings)
     pages = dict.fromkeys((f"evaluate-{spec.name}.md", *spec.page_names), text.rstrip() + "\n")
     for name, content in {**pages, **files}.items():
@@ -134,7 +128,7 @@ def command(evaluation: str, settings: EvaluationSettings) -> str:
         value = getattr(settings, setting.name)
         if value in (setting.default, None, ()) or value is False:
             continue
-        words.append("--" + setting.name.replace("_", "-"))
+        words.append(flag(setting.name))
         if value is not True:
             words += [str(item) for item in (value if isinstance(value, tuple) else (value,))]
     return shlex.join(words)
@@ -142,13 +136,8 @@ def command(evaluation: str, settings: EvaluationSettings) -> str:
 
 def settings_json(settings: EvaluationSettings) -> dict[str, Any]:
     """All settings as JSON values; a renamed one under its former name, too."""
-    content = {}
-    for setting in dataclasses.fields(settings):
-        value = getattr(settings, setting.name)
-        for name in (setting.name, setting.metadata.get("alias")):
-            if name is not None:
-                content[name] = str(value) if isinstance(value, Path) else value
-    return content
+    content = settings.as_json()
+    return content | {former: content[name] for former, name in aliases(type(settings)).items()}
 
 
 def versions() -> dict[str, str]:

@@ -4,29 +4,31 @@ Random init, the baseline (if given), the student and the teacher are measured b
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from tinyseed.errors import argument
 from tinyseed.evaluation import knn, linear, semi
 from tinyseed.evaluation.base import EvaluationSpec, Measured, Measurement, Metrics, Subject, merge
+from tinyseed.evaluation.resume import Resume
 from tinyseed.lazy import lazy
-from tinyseed.settings.evaluation import at_least
+from tinyseed.settings.base import Range
 
 if TYPE_CHECKING:
-    from tinyseed.evaluation import cost, report, resume, run, splits
+    from tinyseed.checkpoints import load as loading
+    from tinyseed.evaluation import cost, report, run, splits
     from tinyseed.models import encoder as models
-    from tinyseed.models import teacher as loading
+    from tinyseed.models import spec
 else:
-    cost, report, resume, run, splits, models, loading = lazy(
+    loading, cost, report, run, splits, models, spec = lazy(
+        "tinyseed.checkpoints.load",
         "tinyseed.evaluation.cost",
         "tinyseed.evaluation.report",
-        "tinyseed.evaluation.resume",
         "tinyseed.evaluation.run",
         "tinyseed.evaluation.splits",
         "tinyseed.models.encoder",
-        "tinyseed.models.teacher",
+        "tinyseed.models.spec",
     )
 
 NEIGHBORS = 10
@@ -46,6 +48,8 @@ COSTS = {
 class RetentionSettings(semi.FineTuneSettings):
     """Settings of `tinyseed evaluate retention`."""
 
+    RANGES: ClassVar[Mapping[str, Range]] = {"threads": Range(1)}
+
     student: str
     """The small model: a run folder, an exported file, or a backbone's name."""
     teacher: str
@@ -57,17 +61,12 @@ class RetentionSettings(semi.FineTuneSettings):
     quick: bool = False
     """Leave out fine-tuning on few labels, which takes longest."""
 
-    def check(self) -> None:
-        """Refuse settings that are out of range."""
-        super().check()
-        at_least(1, threads=self.threads)
-
 
 def subjects(settings: RetentionSettings) -> tuple[Subject, ...]:
     """Random init, the baseline if there is one, the student and the teacher, in this order."""
     student, teacher = _open("student", settings), _open("teacher", settings)
-    fresh = random_init(student.encoder, settings.seed)
-    random = Subject("random", loading.RANDOM + student.encoder.backbone.name, fresh)
+    fresh = loading.random_init(student.encoder, settings.seed)
+    random = Subject("random", spec.RANDOM + student.encoder.backbone.name, fresh)
     baseline = () if settings.baseline is None else (_open("alone", settings),)
     return (random, *baseline, student, teacher)
 
@@ -75,23 +74,13 @@ def subjects(settings: RetentionSettings) -> tuple[Subject, ...]:
 def _open(role: str, settings: RetentionSettings) -> Subject:
     setting = "baseline" if role == "alone" else role
     name = getattr(settings, setting)
-    with argument(setting, model=setting, arch=setting):
+    with argument(setting, arch=setting):
         encoder = run.open_model(name, settings.image_size, round_size=role == "teacher")
     return Subject(role, name, encoder)
 
 
-def random_init(encoder: "models.Encoder", seed: int) -> "models.Encoder":
-    """The same network with fresh weights and the same input contract."""
-    build = encoder.backbone.build
-    fresh = loading.load_model(
-        loading.RANDOM + build.name, small_stem=build.small_stem, image_size=build.built_size, seed=seed
-    )
-    fresh.backbone.input = encoder.input
-    return fresh
-
-
 def measure(
-    encoder: "models.Encoder", splits: "splits.Splits", settings: RetentionSettings, resume: "resume.Resume"
+    encoder: "models.Encoder", splits: "splits.Splits", settings: RetentionSettings, resume: Resume
 ) -> Measurement:
     """k-NN, linear probe, cost and fine-tuning of one model, as one row."""
     k, seeds = min(NEIGHBORS, len(splits.train) - splits.same), range(settings.seed, settings.seed + 1)

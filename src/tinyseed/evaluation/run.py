@@ -4,10 +4,10 @@ An evaluation's own part is its `measure`; checking the settings, opening the da
 reporting and cleaning up are done here, in one way for all.
 """
 
-import dataclasses
 import time
 from typing import Any, Literal
 
+from tinyseed.checkpoints.load import load_model
 from tinyseed.errors import argument
 from tinyseed.evaluation.base import Data, EvaluationSpec, Interrupted, Measurement, Subject, merge
 from tinyseed.evaluation.features import model_digest
@@ -15,7 +15,7 @@ from tinyseed.evaluation.report import Report, report_folder, settings_json, ver
 from tinyseed.evaluation.resume import Resume, Stop
 from tinyseed.evaluation.splits import open_splits
 from tinyseed.models.encoder import Encoder
-from tinyseed.models.teacher import load_model
+from tinyseed.models.spec import ModelSpec
 from tinyseed.settings.evaluation import EvaluationSettings, ModelEvaluationSettings
 
 INDIFFERENT = ("out", "workers")
@@ -83,7 +83,7 @@ def _report(
         notes.append(f"{combined.unreadable:,} unreadable images left out")
     if not written:
         notes.append("no report was written, since the model is not a run folder: give `out`")
-    return Report(
+    report = Report(
         evaluation=spec.name,
         model=main.name,
         image_size=main.encoder.input.size,
@@ -98,8 +98,8 @@ def _report(
         weights=model_digest(main.encoder),
         seconds=round(time.perf_counter() - began, 1),
         versions=versions(),
-        details=dict(spec.details(data, settings)) if spec.details else {},
     )
+    return spec.report(report, data, settings) if spec.report else report
 
 
 def _the_model(settings: ModelEvaluationSettings) -> tuple[Subject, ...]:
@@ -124,7 +124,4 @@ def open_model(
         InputError: there is no such model, or it cannot take images of this size.
     """
     size = None if image_size == "auto" else image_size
-    encoder = load_model(spec, arch=arch, image_size=size, round_size=round_size)
-    if size is not None and not round_size:
-        encoder.backbone.input = dataclasses.replace(encoder.input, size=size)
-    return encoder
+    return load_model(ModelSpec(spec, arch=arch, image_size=size, round_size=round_size))

@@ -1,13 +1,14 @@
 """The labeled images of an evaluation: a train and a test split whose classes are numbered alike."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tinyseed.data.sources import Source, open_source
+from tinyseed.data.base import Source
+from tinyseed.data.labels import align_labels
+from tinyseed.data.sources import open_source
 from tinyseed.data.split import sample
 from tinyseed.errors import InputError, argument
 from tinyseed.files import digest
@@ -144,19 +145,3 @@ def _absent_classes(train: Split, test: Split, names: tuple[str, ...]) -> list[s
 def _listed(names: list[str]) -> str:
     shown = ", ".join(names[:_MOST_NAMES])
     return shown if len(names) <= _MOST_NAMES else f"{shown}, and {len(names) - _MOST_NAMES} more"
-
-
-def align_labels(
-    train_classes: Sequence[str], test_classes: Sequence[str], test_labels: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Test labels in the numbering of the train classes, matched by name.
-
-    A class that the train data does not have gets a number beyond theirs; -1 (no label) stays -1.
-
-    >>> align_labels(("cat", "dog"), ("dog", "emu"), np.array([0, 1, -1]))
-    array([ 1,  3, -1])
-    """
-    numbers = {name: number for number, name in enumerate(train_classes)}
-    beyond = len(train_classes)
-    renumbered = [numbers.get(name, beyond + number) for number, name in enumerate(test_classes)]
-    return np.array([*renumbered, -1], np.int64)[test_labels]  # label -1 reads the last entry

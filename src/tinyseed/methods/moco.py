@@ -2,132 +2,190 @@
 
 Source: He et al., Momentum Contrast for Unsupervised Visual Representation Learning, CVPR 2020 (arXiv 1911.05722);
 Chen et al., Improved Baselines with Momentum Contrastive Learning, 2020 (arXiv 2003.04297).
-Imports objectives, models and data; never another method.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tinyseed.data.addressed import permutation
 from tinyseed.data.augmentation import View, ViewSettings
-from tinyseed.data.views import normalise
-from tinyseed.methods.method import Alone, Forward, Group, StepOutput
-from tinyseed.models.encoder import Encoder
-from tinyseed.objectives.contrast import info_nce
-from tinyseed.objectives.queue import Queue
-from tinyseed.shapes import Embeddings, Images
+from tinyseed.lazy import lazy
+from tinyseed.methods.base import Forward, Group, Method, MethodSpec, Setup, StepOutput
+from tinyseed.settings.base import Range
+from tinyseed.settings.train import PretrainSettings, TrainSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from tinyseed import shapes
+    from tinyseed.data import render as pixels
+    from tinyseed.models import encoder
+    from tinyseed.objectives import contrast
+    from tinyseed.objectives import queue as queues
+else:
+    torch, shapes, pixels, encoder, contrast, queues = lazy(
+        "torch",
+        "tinyseed.shapes",
+        "tinyseed.data.render",
+        "tinyseed.models.encoder",
+        "tinyseed.objectives.contrast",
+        "tinyseed.objectives.queue",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoCoConfig:
-    """MoCo's settings; defaults are those of v2's paper."""
+class MoCoSettings(PretrainSettings):
+    """`tinyseed pretrain moco-v2`; the defaults are those of v2's paper."""
 
     queue_size: int | Literal["auto"] = "auto"
     """Keys in the queue; auto: the largest power of two up to half the data set, at most 65,536."""
     temperature: float = 0.2
     """Temperature of the similarities."""
     encoder_momentum: float = 0.999
-    """How much of the momentum encoder stays at each step."""
+    """Momentum of the key encoder, the moving average of the trained one."""
     dim: int = 128
     """Dimension of the embedding."""
     projector: Literal["mlp", "linear"] = "mlp"
-    """Head on the trunk: MoCo-v2's MLP, or v1's linear one."""
+    """Head on the backbone: the MLP of MoCo v2, or the linear layer of v1."""
     projector_hidden: int | Literal["auto"] = "auto"
-    """Width of the MLP's hidden layer; auto: the trunk's width."""
+    """Width of the MLP's hidden layer; auto: that of the backbone's features."""
     augmentation: Literal["v2", "v1"] = "v2"
-    """Colour jitter: v2's (four in five views, hue up to 0.1), or v1's (every view, hue up to 0.4)."""
+    """Color jitter: that of v2 (80 % of the views, hue up to 0.1), or of v1 (all views, hue up to 0.4)."""
     blur_probability: float = 0.5
-    """Share of the views that are blurred: v2 0.5, v1 0; 0 suits images of 32 px."""
+    """Fraction of the views that are blurred: 0.5 in v2, 0 in v1; 0 suits images of 32 px."""
+
+    RANGES: ClassVar = {
+        "queue_size": Range(0),
+        "temperature": Range(0, above=True),
+        "encoder_momentum": Range(0, 1),
+        "dim": Range(1),
+        "projector_hidden": Range(1),
+        "blur_probability": Range(0, 1),
+    }
+
+    def settled(self, images: int) -> TrainSettings:
+        """The same settings with the queue's size chosen for this number of images."""
+        size = queues.auto_queue_size(images) if self.queue_size == "auto" else self.queue_size
+        return self.replaced(queue_size=size)
 
 
-class MoCo:
+@dataclass(frozen=True, kw_only=True)
+class MoCoV1Settings(MoCoSettings):
+    """`tinyseed pretrain moco-v1`: the same method with the first paper's settings (1911.05722, sections 3.3 and 4)."""
+
+    temperature: float = 0.07
+    projector: Literal["mlp", "linear"] = "linear"
+    augmentation: Literal["v2", "v1"] = "v1"
+    blur_probability: float = 0.0
+    schedule: Literal["cosine", "step"] = "step"
+
+
+class MoCo(Method):
     """The method: a trained encoder for the queries, its moving average for the keys, and the queue."""
 
     def __init__(
-        self, config: MoCoConfig, encoder: Encoder, queue: Queue, seed: int = 0, group: Group | None = None
+        self,
+        settings: MoCoSettings,
+        trained: "encoder.Encoder",
+        queue: "queues.Queue",
+        seed: int = 0,
+        group: Group | None = None,
     ) -> None:
-        self.config = config
-        self.module = self.encoder = encoder
-        self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
+        super().__init__(trained, trained, group)
+        self.settings = settings
+        self.key_encoder = copy.deepcopy(trained).requires_grad_(False)
         self.queue = queue
         self.seed = seed
-        self.group = group or Alone()
 
     def views(self, image_size: int) -> tuple[View, ...]:
         """Two, drawn alike.
 
-        Differs: v1's code turns views gray before the jitter; here gray always comes after it.
+        Differs: v1's code converts views to grayscale before the jitter; here that always comes after it.
         """
-        blur = self.config.blur_probability
-        match self.config.augmentation:
+        blur = self.settings.blur_probability
+        match self.settings.augmentation:
             case "v2":
-                settings = ViewSettings(blur_probability=blur)
+                drawn = ViewSettings(blur_probability=blur)
             case "v1":
-                settings = ViewSettings(hue=0.4, jitter_probability=1.0, blur_probability=blur)
-        return (View(settings, image_size),) * 2
+                drawn = ViewSettings(hue=0.4, jitter_probability=1.0, blur_probability=blur)
+        return (View(drawn, image_size),) * 2
 
-    def step(self, forward: Forward, views: tuple[Images, ...], step: int) -> StepOutput:
+    def step(self, forward: Forward, views: "tuple[shapes.Images, ...]", step: int) -> StepOutput:
         """Queries from the first view, keys from the second (1911.05722, algorithm 1)."""
-        first, second = (normalise(view, self.encoder.input.mean, self.encoder.input.std) for view in views)
+        expected = self.encoder.input
+        first, second = (pixels.normalize(view, expected.mean, expected.std) for view in views)
         queries = forward(first)
         keys = self._keys(second, step)
-        loss = info_nce(queries, keys, self.queue.rows(), temperature=self.config.temperature)
+        loss = contrast.info_nce(queries, keys, self.queue.rows(), temperature=self.settings.temperature)
         return StepOutput(loss, keys)
 
-    @torch.no_grad()
-    def _keys(self, images: Images, step: int) -> Embeddings:
+    def _keys(self, images: "shapes.Images", step: int) -> "shapes.Embeddings":
         """Shuffled batch norm: keys are made in another grouping over the processes than the queries.
 
-        Otherwise the statistics of a process' batch would tell which key belongs to which query
+        Otherwise the statistics of a process' batch would reveal which key belongs to which query
         (1911.05722, section 3.3).
         """
-        if self.group.size == 1:
-            return self.key_encoder(images)
-        everything = self.group.gather(images)
-        order = torch.from_numpy(permutation(self.seed, step, len(everything), "shuffled-bn")).to(
-            images.device
-        )
-        mine = slice(self.group.rank * len(images), (self.group.rank + 1) * len(images))
-        keys = self.group.gather(self.key_encoder(everything[order[mine]]))
-        return keys[order.argsort()[mine]]
+        with torch.no_grad():
+            if self.group.size == 1:
+                return self.key_encoder(images)
+            everything = self.group.gather(images)
+            shuffled = permutation(self.seed, step, len(everything), "shuffled-bn")
+            order = torch.from_numpy(shuffled).to(images.device)
+            mine = slice(self.group.rank * len(images), (self.group.rank + 1) * len(images))
+            keys = self.group.gather(self.key_encoder(everything[order[mine]]))
+            return keys[order.argsort()[mine]]
 
-    def adjust_gradients(self, step: int) -> None:
-        """Nothing to change."""
-
-    @torch.no_grad()
     def advance(self, outputs: Sequence[StepOutput]) -> None:
         """Move the key encoder towards the trained one, then push the keys of all processes.
 
         Differs: MoCo's code moves it at the start of the next step; the values that are used are the same.
         """
-        weight = 1 - self.config.encoder_momentum
-        pairs = zip(self.key_encoder.parameters(), self.module.parameters(), strict=True)
-        for key, query in pairs:
-            key.lerp_(query, weight)
+        weight = 1 - self.settings.encoder_momentum
+        with torch.no_grad():
+            pairs = zip(self.key_encoder.parameters(), self.module.parameters(), strict=True)
+            for key, query in pairs:
+                key.lerp_(query, weight)
         for output in outputs:
             assert output.rows is not None
             self.queue.push(self.group.gather(output.rows))
 
-    def to(self, device: torch.device) -> None:
-        """Move the key encoder and the queue."""
-        self.key_encoder.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.queue.to(device)
-
-    def state_dict(self) -> dict[str, Tensor]:
+    def state(self) -> Mapping[str, Any]:
         """Key encoder and queue."""
-        keys = {f"key_encoder.{name}": value for name, value in self.key_encoder.state_dict().items()}
-        return keys | {f"queue.{name}": value for name, value in self.queue.state_dict().items()}
+        return {"key_encoder.": self.key_encoder, "queue.": self.queue}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore key encoder and queue."""
-        self.key_encoder.load_state_dict(_below(state, "key_encoder."))
-        self.queue.load_state_dict(_below(state, "queue."))
+    def to(self, device: "torch.device") -> None:
+        """Move key encoder and queue to a device."""
+        super().to(device)
+        self.key_encoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+def build(setup: Setup) -> MoCo:
+    """The method of a run."""
+    settings = setup.settings
+    queue = queues.Queue(settings.queue_size, settings.dim)
+    return MoCo(settings, setup.encoder(settings.dim), queue, settings.seed, setup.group)
+
+
+_HINT = "A lower `lr`, a larger `queue_size` or another temperature"
+_LOSS = "The loss rises while the queue fills, and does not tell whether the features are good."
+
+MOCO_V1 = MethodSpec(
+    name="moco-v1",
+    label="MoCo-v1",
+    about="MoCo: views agree against a queue of keys from a momentum encoder; linear head",
+    settings=MoCoV1Settings,
+    build=build,
+    collapse_hint=_HINT,
+    loss_note=_LOSS,
+)
+MOCO_V2 = MethodSpec(
+    name="moco-v2",
+    label="MoCo-v2",
+    about="MoCo with an MLP head, stronger augmentation and a cosine schedule; good on small machines",
+    settings=MoCoSettings,
+    build=build,
+    collapse_hint=_HINT,
+    loss_note=_LOSS,
+)

@@ -2,89 +2,115 @@
 
 Source: Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020 (arXiv
 2002.05709).
-Imports objectives, models and data; never another method.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor
+from tinyseed.data.augmentation import View, color_distortion
+from tinyseed.lazy import lazy
+from tinyseed.methods.base import Forward, Group, Method, MethodSpec, Setup, StepOutput
+from tinyseed.settings.base import Range
+from tinyseed.settings.train import PretrainSettings, check_batch_has_pairs
 
-from tinyseed.data.augmentation import View, colour_distortion
-from tinyseed.data.views import normalise
-from tinyseed.methods.method import Alone, Forward, Group, StepOutput
-from tinyseed.models.encoder import Encoder
-from tinyseed.objectives.contrast import nt_xent
-from tinyseed.shapes import Images
+if TYPE_CHECKING:
+    import torch
+
+    from tinyseed import shapes
+    from tinyseed.data import render as pixels
+    from tinyseed.models import encoder
+    from tinyseed.objectives import contrast
+else:
+    torch, shapes, pixels, encoder, contrast = lazy(
+        "torch",
+        "tinyseed.shapes",
+        "tinyseed.data.render",
+        "tinyseed.models.encoder",
+        "tinyseed.objectives.contrast",
+    )
 
 CROP_SCALE = (0.08, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimCLRConfig:
-    """SimCLR's settings; defaults are those of its ImageNet runs."""
+class SimCLRSettings(PretrainSettings):
+    """`tinyseed pretrain simclr`; the defaults are those of its ImageNet runs (2002.05709, section 2.1)."""
 
+    optimizer: Literal["sgd", "lars"] = "lars"
+    lr: float = 0.3
+    weight_decay: float = 1e-6
     temperature: float = 0.1
-    """Temperature of the similarities; 0.1 is that of the published ImageNet runs, 0.5 suits CIFAR-10."""
+    """Temperature of the similarities: 0.1 in the published ImageNet runs, 0.5 suits CIFAR-10."""
     dim: int = 128
     """Dimension of the embedding."""
     projector: Literal["mlp-bn", "mlp-bn-3", "mlp", "linear"] = "mlp-bn"
-    """Head on the trunk: an MLP with batch norm, SimCLR v2's of three layers, one without batch norm, or linear."""
+    """Head on the backbone: an MLP with batch norm, SimCLR v2's of three layers, one without batch norm, or linear."""
     projector_hidden: int | Literal["auto"] = "auto"
-    """Width of the MLP's hidden layers; auto: the trunk's width."""
+    """Width of the MLP's hidden layers; auto: that of the backbone's features."""
     color_strength: float = 1.0
-    """Strength of the colour distortion; 0.5 suits CIFAR-10."""
+    """Strength of the color distortion; 0.5 suits CIFAR-10."""
     blur_probability: float = 0.5
-    """Share of the views that are blurred; 0 suits images of 32 px."""
+    """Fraction of the views that are blurred; 0 suits images of 32 px."""
+
+    RANGES: ClassVar = {
+        "temperature": Range(0, above=True),
+        "dim": Range(1),
+        "projector_hidden": Range(1),
+        "color_strength": Range(0, 2.5),
+        "blur_probability": Range(0, 1),
+    }
+
+    def check(self) -> None:
+        """Refuse settings that cannot be meant; see `Settings.check`."""
+        super().check()
+        check_batch_has_pairs(self)
 
 
-class SimCLR:
+class SimCLR(Method):
     """The method: a trained encoder, and no state beside it.
 
     Differs: with gradient accumulation the other views are those of a micro-batch, on all processes.
     """
 
-    def __init__(self, config: SimCLRConfig, encoder: Encoder, group: Group | None = None) -> None:
-        self.config = config
-        self.module = self.encoder = encoder
-        self.group = group or Alone()
+    def __init__(
+        self, settings: SimCLRSettings, trained: "encoder.Encoder", group: Group | None = None
+    ) -> None:
+        super().__init__(trained, trained, group)
+        self.settings = settings
 
     def views(self, image_size: int) -> tuple[View, ...]:
         """Two, drawn alike."""
-        config = self.config
-        return (
-            View(colour_distortion(config.color_strength, CROP_SCALE, config.blur_probability), image_size),
-        ) * 2
+        settings = self.settings
+        drawn = color_distortion(settings.color_strength, CROP_SCALE, settings.blur_probability)
+        return (View(drawn, image_size),) * 2
 
-    def step(self, forward: Forward, views: tuple[Images, ...], step: int) -> StepOutput:
+    def step(self, forward: Forward, views: "tuple[shapes.Images, ...]", step: int) -> StepOutput:
         """Both views in one forward pass, compared with the views of all processes (paper, algorithm 1)."""
         del step
         first, second = views
-        contract = self.encoder.input
-        own = forward(normalise(torch.cat([first, second]), contract.mean, contract.std))
-        loss = nt_xent(
+        expected = self.encoder.input
+        own = forward(pixels.normalize(torch.cat([first, second]), expected.mean, expected.std))
+        loss = contrast.nt_xent(
             own[: len(first)],
             own[len(first) :],
             self.group.gather_with_gradient(own),
             offset=self.group.rank * len(own),
-            temperature=self.config.temperature,
+            temperature=self.settings.temperature,
         )
         return StepOutput(loss)
 
-    def adjust_gradients(self, step: int) -> None:
-        """Nothing to change."""
 
-    def advance(self, outputs: Sequence[StepOutput]) -> None:
-        """Nothing to change."""
+def build(setup: Setup) -> SimCLR:
+    """The method of a run."""
+    return SimCLR(setup.settings, setup.encoder(setup.settings.dim), setup.group)
 
-    def to(self, device: torch.device) -> None:
-        """Nothing to move."""
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Empty."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Nothing to restore."""
+SIMCLR = MethodSpec(
+    name="simclr",
+    label="SimCLR",
+    about="SimCLR: views agree against the rest of the batch; needs large batches",
+    settings=SimCLRSettings,
+    build=build,
+    warmup_epochs=10,
+    sync_batch_norm=True,
+)

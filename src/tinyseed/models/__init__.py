@@ -1,1 +1,1 @@
-"""Views become unit vectors. May import tinyseed.shapes and tinyseed.errors only."""
+"""From images to unit vectors: backbones, projectors, encoders and the frozen teacher."""

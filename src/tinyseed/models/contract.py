@@ -1,4 +1,4 @@
-"""What a network expects of its images. Imports shapes only."""
+"""What a network expects of its images."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,11 @@ class InputContract:
 
     Attributes:
         mean, std: a number for each channel; three are red, green and blue.
-        pixel_range: the stored values that become 0 and 1; none: what the files' type can hold.
-        size: side in pixels that it was made for.
-        interpolation: how its images are resized.
-        multiple: sides that it takes are multiples of this (a ViT's patch).
-        fixed: it takes images of `size` alone.
+        pixel_range: the stored values that become 0 and 1; by default what the files' type can hold.
+        size: side in pixels that the network was made for.
+        interpolation: how images are resized.
+        multiple: the network takes sides that are multiples of this (a ViT's patch).
+        fixed: the network takes images of `size` only.
     """
 
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -28,13 +28,17 @@ class InputContract:
 
     @property
     def channels(self) -> int:
-        """How many channels its images have."""
+        """Number of channels of the images."""
         return len(self.mean)
 
     def fitting(self, size: int) -> int:
-        """The side nearest to `size`, and not below it, that the network takes.
+        """The smallest side that the network takes and that is not below `size`; the only one where it is fixed.
 
         >>> InputContract(multiple=14).fitting(160)
         168
         """
         return self.size if self.fixed else -(-size // self.multiple) * self.multiple
+
+
+IMAGENET = InputContract()
+"""224-px images normalized by ImageNet's mean and std, resized bilinearly."""

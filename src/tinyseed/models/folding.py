@@ -1,4 +1,4 @@
-"""Batch norm of a frozen network becomes part of the convolutions before it. Imports nothing of ours.
+"""Batch norms of a frozen network folded into the convolutions before them.
 
 In evaluation mode batch norm is a fixed scale and shift of each channel, so it can be multiplied into the
 weights: the same function with one pass less over every map.
@@ -19,7 +19,7 @@ def fold_batch_norm(network: nn.Module, size: int, channels: int = 3) -> nn.Modu
     """A copy of a network in evaluation mode with its batch norms folded, or the network itself.
 
     The copy is kept only if it gives the same outputs on noise, to 1e-4 of their largest. Networks that torch.fx
-    cannot follow, or that have nothing to fold, come back as they are.
+    cannot trace, or that have nothing to fold, are returned as they are.
 
     Args:
         network: in evaluation mode.
@@ -40,7 +40,7 @@ def fold_batch_norm(network: nn.Module, size: int, channels: int = 3) -> nn.Modu
 
 
 class _Tracer(fx.Tracer):
-    """Takes each normalisation layer as a whole, timm's with activation too."""
+    """Traces each normalization layer as a whole, including timm's with activation."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
@@ -66,7 +66,7 @@ def _pairs(network: nn.Module) -> list[tuple[str, str]]:
 
 
 def _foldable(network: nn.Module, convolution: str, norm: str) -> bool:
-    """Exact types only: a subclass may compute something else, like standardised weights."""
+    """Exact types only: a subclass may compute something else, such as standardized weights."""
     layer = network.get_submodule(norm)
     return (
         type(network.get_submodule(convolution)) is nn.Conv2d
@@ -93,6 +93,6 @@ def _fold(network: nn.Module, convolution: str, norm: str) -> None:
     )
     layer.weight = nn.Parameter(weight.to(layer.weight), requires_grad=False)
     layer.bias = nn.Parameter(bias.to(layer.weight), requires_grad=False)
-    # timm's layers with activation go on with it; a plain one is done.
+    # timm's layers may contain dropout and an activation, which stay.
     after = [child for name, child in batch_norm.named_children() if name in ("drop", "act")]
     network.set_submodule(norm, nn.Sequential(*after) if after else nn.Identity())

@@ -1,46 +1,46 @@
-"""Which models there are, by name. Imports torchvision_ops, wide_resnet and errors.
+"""Which models there are, by name.
 
 A name is timm's (`resnet18`, `resnet18.a1_in1k`, `timm/resnet18`), torchvision's (`torchvision/resnet18`), or that
-of a network of this room (`swav/resnet50w2`, `seed/mobilenetv3_large`).
+of a network of `tinyseed.networks` (`swav/resnet50w2`, `seed/mobilenetv3_large`).
 """
 
 import difflib
 from typing import Any, Literal, get_args
 
 from tinyseed.errors import InputError
-from tinyseed.models.wide_resnet import WIDTHS
+from tinyseed.networks.wide_resnet import WIDTHS
 from tinyseed.torchvision_ops import ensure_torchvision
 
 Library = Literal["timm", "torchvision", "swav", "seed", "transformers"]
-"""Where a network is from; those of transformers are no students, so no name has it as its first part."""
+"""Where a network is from; those of transformers cannot be students, so no name begins with it."""
 _LIBRARIES: dict[str, Library] = {library: library for library in get_args(Library)}
 
 _OWN = {"swav": tuple(WIDTHS), "seed": ("mobilenetv3_large",)}
-"""Networks of this room by library."""
-OWNERS = dict.fromkeys(_OWN, "tinyseed")
-"""Packages whose version is a library's, where it is not one of that name."""
+"""Models of `tinyseed.networks`."""
+PACKAGES = dict.fromkeys(_OWN, "tinyseed")
+"""The package that has a library's networks, where it is not one of that name."""
 
 # Auxiliary heads that give several outputs in training, and weights that need more than their tensors to be loaded
 # (MNASNet's version number). timm's models of these kinds have neither.
-_NOT_TAKEN = ("googlenet", "inception_v3", "mnasnet")
+_EXCLUDED = ("googlenet", "inception_v3", "mnasnet")
 
 
-def find_model(name: str, field: str) -> tuple[Library, str]:
+def find_model(name: str) -> tuple[Library, str]:
     """Which library has a model, and its name there.
 
     Raises:
-        InputError: none has; the closest names are offered.
+        InputError: no library has it; the closest names are suggested.
     """
     if is_model_name(name):
         library, _, plain = name.rpartition("/")
         return _LIBRARIES.get(library, "timm"), plain
     close = difflib.get_close_matches(name.removeprefix("timm/"), _candidates(name), n=3, cutoff=0.5)
-    offered = (
+    suggested = (
         f"did you mean {' or '.join(close)}?"
         if close
         else "give a model of timm's, or torchvision/NAME, swav/NAME, seed/NAME"
     )
-    raise InputError(field, name, f"unknown model; {offered}")
+    raise InputError(name, f"unknown model; {suggested}")
 
 
 def is_model_name(name: str) -> bool:
@@ -86,8 +86,8 @@ def other_names() -> list[str]:
 
 
 def torchvision_names() -> list[str]:
-    """Torchvision's models for classification, as far as they can be trunks."""
+    """Torchvision's classification models that can be backbones."""
     ensure_torchvision()
     from torchvision import models
 
-    return [name for name in models.list_models(module=models) if not name.startswith(_NOT_TAKEN)]
+    return [name for name in models.list_models(module=models) if not name.startswith(_EXCLUDED)]

@@ -1,1 +1,1 @@
-"""Vectors become one number: pure functions. May import tinyseed.shapes and tinyseed.errors only."""
+"""Losses: pure functions from vectors to one number; and the queue."""

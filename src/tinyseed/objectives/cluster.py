@@ -1,7 +1,5 @@
 """Clusters instead of single images: codes by Sinkhorn-Knopp, and SwAV's swapped prediction.
 
-Imports tinyseed.shapes and checks from similarity.py.
-
 Axes here: k prototypes, v crops of an image, of which the first l are large.
 """
 
@@ -16,13 +14,13 @@ from tinyseed.objectives.similarity import check_temperature, common_dtype
 from tinyseed.shapes import Scalar
 
 Scores = Float[Tensor, "n k"]
-"""Similarities of embeddings with prototypes."""
+"""Similarities between embeddings and prototypes."""
 
 Codes = Float[Tensor, "n k"]
-"""Shares of an image in each prototype; rows sum to 1."""
+"""How an image is divided among the prototypes; rows sum to 1."""
 
 
-def _alone(rows: Tensor) -> Tensor:
+def _single_process(rows: Tensor) -> Tensor:
     return rows
 
 
@@ -32,11 +30,11 @@ def sinkhorn(
     *,
     epsilon: float = 0.05,
     iterations: int = 3,
-    gather: Callable[[Tensor], Tensor] = _alone,
+    gather: Callable[[Tensor], Tensor] = _single_process,
 ) -> Codes:
-    """Codes that follow the scores and use all prototypes alike: Sinkhorn-Knopp, over the images of all processes.
+    """Codes that follow the scores and use all prototypes equally: Sinkhorn-Knopp, over the images of all processes.
 
-    In turn each prototype is given the same share of all images, and each image a total of 1. It computes with
+    Alternately each prototype is given the same share of all images, and each image a total of 1. Computed with
     logarithms, so that no ε is too small: nothing overflows, and no prototype or image loses all its weight.
 
     Args:
@@ -49,7 +47,7 @@ def sinkhorn(
         [n, k], rows sum to 1; float64 where the scores are, else float32. No gradient.
 
     Raises:
-        ValueError: an ε that is not above 0, or fewer than 0 iterations.
+        ValueError: ε is not above 0, or there are fewer than 0 iterations.
 
     Source: Cuturi, NeurIPS 2013 (arXiv 1306.0895); Caron et al., SwAV, NeurIPS 2020 (arXiv 2006.09882), equation 3.
     Differs: SwAV's code exponentiates first, which overflows in half precision, and in float32 below ε = 0.012.
@@ -71,7 +69,7 @@ def swav_loss(
     """Swapped prediction: the code of each large crop is predicted from every other crop of the same image.
 
     For each large crop the mean over the other crops of H(code, softmax(scores / τ)), then the mean over large crops
-    and images. Gradients flow to the scores alone.
+    and images. Only the scores get a gradient.
 
     Args:
         scores: [v, n, k], of all crops with all prototypes; the l large crops first.
@@ -82,7 +80,7 @@ def swav_loss(
         Nats; float64 where an input is float64, else float32, also under autocast.
 
     Raises:
-        ValueError: a temperature that is not above 0, a single crop, or more codes than crops.
+        ValueError: the temperature is not above 0, there is a single crop, or there are more codes than crops.
 
     Source: Caron et al., SwAV, NeurIPS 2020 (arXiv 2006.09882), equations 1, 2 and 4 (multi-crop).
     """

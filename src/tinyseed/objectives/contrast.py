@@ -1,7 +1,4 @@
-"""An image's other view is to be found among other images: InfoNCE (against a queue), NT-Xent (against the batch).
-
-Imports tinyseed.shapes and the look-up beside it (similarity.py).
-"""
+"""Contrastive losses, which find an image's other view among other images: InfoNCE (queue) and NT-Xent (batch)."""
 
 import math
 
@@ -22,7 +19,7 @@ from tinyseed.shapes import Embeddings, Rows, Scalar
 def info_nce(queries: Embeddings, positives: Embeddings, rows: Rows, *, temperature: float = 0.2) -> Scalar:
     """Mean of −log softmax([query · positive, query · rows] / τ) at the positive, MoCo's loss.
 
-    It is SEED's loss with the own row alone as the target.
+    This is SEED's loss with only the own row as the target.
 
     Args:
         queries: [n, d], unit rows; the only one that gets a gradient.
@@ -34,7 +31,7 @@ def info_nce(queries: Embeddings, positives: Embeddings, rows: Rows, *, temperat
         Nats; float64 where an input is float64, else float32, also under autocast.
 
     Raises:
-        ValueError: a temperature that is not above 0, shapes that do not fit, or whole numbers for vectors.
+        ValueError: the temperature is not above 0, shapes do not fit, or vectors are not floating point.
 
     Source: van den Oord et al. 2018 (arXiv 1807.03748); in this setting He et al., MoCo, CVPR 2020 (arXiv
     1911.05722), equation 1.
@@ -58,7 +55,7 @@ def nt_xent(
     offset: int = 0,
     temperature: float = 0.1,
 ) -> Scalar:
-    """SimCLR's loss: each of 2n views is to find the other view of its image among all 2N − 1 other views.
+    """SimCLR's loss: each of 2n views has to find the other view of its image among all 2N − 1 other views.
 
     Mean over the 2n anchors of −log softmax(anchor · others / τ) at the other view of the same image. Gradients flow
     to the anchors and to `everything`. If each process calls it on its part, with an `everything` whose gradient
@@ -67,17 +64,17 @@ def nt_xent(
     Args:
         first: [n, d], unit rows, a view of each image.
         second: [n, d], unit rows, the other view of each image.
-        everything: [k, d], the views of all processes, in which `first` and then `second` stand from row `offset` on;
-            by default these two alone.
+        everything: [k, d], the views of all processes, which contain `first` and then `second` from row `offset`
+            on; by default only these two.
         offset: where the own views begin.
         temperature: τ > 0.
 
     Returns:
         Nats; computed in float64 where an input is float64, else in float32, also under autocast. A single image has
-        nothing to be told from: 0. The [2n, k] scores are held in memory.
+        nothing to be compared with: 0. The [2n, k] scores are held in memory.
 
     Raises:
-        ValueError: a temperature that is not above 0, shapes that do not fit, or own views outside of `everything`.
+        ValueError: the temperature is not above 0, shapes do not fit, or own views lie outside of `everything`.
 
     Source: Chen et al., SimCLR, ICML 2020 (arXiv 2002.05709), equation 1 and algorithm 1.
     """
@@ -91,6 +88,6 @@ def nt_xent(
     with torch.autocast(first.device.type, enabled=False):
         dtype = common_dtype(own, everything)
         scores = own.to(dtype) @ everything.to(dtype).T / temperature
-        scores.diagonal(offset).fill_(-math.inf)  # a view is no other view of itself
+        scores.diagonal(offset).fill_(-math.inf)  # a view is not another view of itself
         partner = torch.arange(2 * images, device=first.device).roll(images) + offset
         return cross_entropy(scores, partner)

@@ -1,4 +1,4 @@
-"""The queue: a ring buffer of the latest rows. Imports tinyseed.shapes only."""
+"""The queue: a ring buffer of the latest rows."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ PAPER_QUEUE_SIZE = 65_536
 def auto_queue_size(images: int) -> int:
     """The largest power of two up to half the data set, at most 65,536; 0 for fewer than two images.
 
-    So an image's own former rows stay a minor part of what it is compared with.
+    So an image's own earlier rows stay a minor part of what it is compared with.
 
     >>> auto_queue_size(4061), auto_queue_size(1_281_167)
     (1024, 65536)
@@ -26,17 +26,17 @@ def auto_queue_size(images: int) -> int:
 class Queue:
     """The last `size` rows that were pushed; it starts empty, not with random filler.
 
-    A plain class and not a module: DDP broadcasts no part of it and it is in no model's state dict. `push`
-    copies the new rows to where the oldest are, whatever their number; nothing else moves.
+    A plain class and not a module: DDP does not broadcast it, and it is not part of a model's state dict. `push`
+    copies any number of new rows over the oldest; nothing else moves.
 
     Args:
-        size: rows that it can hold, 0 or more.
+        size: number of rows that it can hold, 0 or more.
         dim: d, the rows' dimension.
         dtype: of the stored rows.
         device: where they are stored.
 
     Raises:
-        ValueError: a negative size or a dimension below 1.
+        ValueError: the size is negative or the dimension below 1.
 
     >>> queue = Queue(size=4, dim=2)
     >>> queue.push(torch.ones(3, 2))
@@ -81,16 +81,16 @@ class Queue:
     def rows(self) -> Rows:
         """The filled part, [k, d], as a view: a later `push` changes it in place.
 
-        Until the queue is full the oldest row comes first; then the order is the ring's, not the age's.
+        Until the queue is full the oldest row comes first; then the rows are in the order of the ring, not of age.
         """
         return self._buffer[: self._filled]
 
     @torch.no_grad()
     def push(self, rows: Rows) -> None:
-        """Add rows, oldest out; of more than `size` rows the last `size` stay. They are copied and cast.
+        """Add rows and remove the oldest; of more than `size` rows the last `size` are kept. Rows are copied and cast.
 
         Raises:
-            ValueError: rows of another dimension.
+            ValueError: the rows have another dimension.
         """
         if rows.ndim != 2 or rows.shape[1] != self.dim:
             raise ValueError(f"rows: shape {list(rows.shape)}: give [m, {self.dim}], the queue's dimension")
@@ -102,12 +102,12 @@ class Queue:
         self._next = (self._next + len(rows)) % self.size if self.size else 0
 
     def to(self, device: torch.device | str) -> "Queue":
-        """Move the rows in place; gives the queue itself."""
+        """Move the rows in place and return the queue itself."""
         self._buffer = self._buffer.to(device)
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a restored queue needs: the rows (the live buffer, not a copy) and two positions."""
+        """What restores the queue: the rows (the live buffer, not a copy) and two positions."""
         return {
             "buffer": self._buffer,
             "filled": torch.tensor(self._filled),
@@ -116,7 +116,7 @@ class Queue:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` gave, onto this queue's device and dtype.
+        """Restore what `state_dict` returned, on this queue's device and with its dtype.
 
         Raises:
             ValueError: missing or unknown entries, another size or dimension, or positions out of range.
@@ -132,8 +132,6 @@ class Queue:
         if not 0 <= filled <= self.size or position != (
             filled if filled < self.size else position % max(1, self.size)
         ):
-            raise ValueError(
-                f"queue state: filled {filled}, next {position}: no such ring of {self.size} rows"
-            )
+            raise ValueError(f"queue state: filled {filled}, next {position}: not a ring of {self.size} rows")
         self._buffer.copy_(buffer)
         self._filled, self._next = filled, position

@@ -1,7 +1,4 @@
-"""SEED's loss: the student is to see an image among the rows as the teacher does.
-
-Imports tinyseed.shapes and the look-up beside it (similarity.py).
-"""
+"""SEED's loss: the student learns to place an image among the rows of the queue as the teacher does."""
 
 from typing import NamedTuple
 
@@ -23,12 +20,13 @@ from tinyseed.shapes import Embeddings, Rows, Scalar
 
 
 class SeedTerms(NamedTuple):
-    """The loss and what falls out beside it at no further cost.
+    """The loss, and what is obtained with it at no extra cost.
 
     Attributes:
-        loss: mean over the images of the cross-entropy H(p_T, p_S), in nats; differentiable to the student.
-        target_entropy: mean over the images of the teacher's own entropy H(p_T), in nats: the loss'
-            lower bound.
+        loss: mean over the images of the cross-entropy H(p_T, p_S), in nats; the student gets
+            its gradient.
+        target_entropy: mean over the images of the teacher's own entropy H(p_T), in nats: the lower
+            bound of the loss.
     """
 
     loss: Scalar
@@ -43,23 +41,23 @@ def seed_loss(
     student_temperature: float = 0.2,
     teacher_temperature: float = 0.01,
 ) -> Scalar:
-    """Mean cross-entropy between the places that teacher and student give each image among the rows.
+    """Mean cross-entropy between the similarity distributions of teacher and student over the rows.
 
     With z_S, z_T an image's vectors and its own extra row z_T beside the k shared ones:
     p_S = softmax(z_S · rows / τ_S), p_T = softmax(z_T · rows / τ_T), loss = −Σ_j p_T(j) log p_S(j).
 
     Args:
-        student: [n, d], unit rows; the only one that gets a gradient.
+        student: [n, d], unit rows; only this tensor gets a gradient.
         teacher: [n, d], unit rows of the same images.
         rows: [k, d], unit rows of other images (the queue); k = 0 gives 0. They may change before `backward`.
         student_temperature: τ_S > 0.
-        teacher_temperature: τ_T > 0; towards 0 the loss becomes `info_nce`.
+        teacher_temperature: τ_T > 0; as it goes to 0, the loss becomes `info_nce`.
 
     Returns:
         Nats; float64 where an input is float64, else float32, also under autocast.
 
     Raises:
-        ValueError: a temperature that is not above 0, shapes that do not fit, or whole numbers for vectors.
+        ValueError: a temperature is not above 0, shapes do not fit, or vectors are not floating point.
 
     Source: Fang et al., SEED, ICLR 2021 (arXiv 2101.04731), section 3.2.
     Differs: two soft look-ups in place of two [n, k + 1] score matrices; the same numbers.
@@ -110,7 +108,7 @@ def target_entropy(
 ) -> Float[Tensor, " n"]:
     """Entropy of the teacher's target, the softmax over the rows and the image's own row, for each image.
 
-    Near 0 the target is the own row alone and SEED is InfoNCE; near log(k + 1) the teacher tells nothing.
+    Near 0 the target is only the own row and SEED equals InfoNCE; near log(k + 1) the teacher carries no information.
 
     Args:
         teacher: [n, d], unit rows.
@@ -135,9 +133,9 @@ def _cross_entropy(view: OwnRowLookup, queries: Embeddings, target: Embeddings) 
     """H(p, softmax(queries · rows)) of each image, log Z − query · mean row under p.
 
     Args:
-        view: what the queries find.
+        view: look-up of the queries.
         queries: [n, d], divided by the temperature.
-        target: [n, d], the mean row under p, told from the own row as `view` is: the own row's score cancels.
+        target: [n, d], the mean row under p, relative to the own row as `view` is: the own row's score cancels.
     """
     return view.excess - (queries * target).sum(1)
 

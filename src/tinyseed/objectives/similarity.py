@@ -1,7 +1,4 @@
-"""Soft look-up: softmax attention over rows, exact, without an [n, k] matrix. Every loss is built from it.
-
-Imports tinyseed.shapes only.
-"""
+"""Soft look-up: softmax attention over rows, exact, without an [n, k] matrix. Most losses are built from it."""
 
 import functools
 import math
@@ -19,20 +16,20 @@ KERNEL_MAX_DIM = 512
 """Above it the flash kernel's fixed blocks outgrow a core's cache, and plain matmuls win."""
 
 KERNEL_MIN_ROWS = 256
-"""Fewest rows that are worth a batch entry of their own in the flash kernel."""
+"""Fewest rows that are worth their own batch entry in the flash kernel."""
 
 LEAST_EXPONENT = -60.0
-"""Weights below exp(−60) count as that: a million of them are 1e-20 of the whole, beyond float64's digits.
+"""Weights below exp(−60) are raised to it: a million of them are 1e-20 of the total, beyond float64's digits.
 
 At small temperatures exp would give subnormal numbers, on which a processor's matmul is over a hundred times slower.
 """
 
 PARTIAL_BYTES = 64 << 20
-"""Most memory for the values of all batch entries before they are merged."""
+"""Upper limit of memory for the values of all batch entries before they are merged."""
 
 
 class Lookup(NamedTuple):
-    """What a soft look-up gives.
+    """Result of a soft look-up.
 
     Attributes:
         values: [n, d], the rows' mean, weighted by softmax(queries · rows).
@@ -44,7 +41,7 @@ class Lookup(NamedTuple):
 
 
 class OwnRowLookup(NamedTuple):
-    """A look-up over the rows and each image's own extra row, told relative to the own row.
+    """Result of a look-up over the rows and each image's own extra row, relative to the own row.
 
     Numbers that cancel are never formed, so small losses keep their digits.
 
@@ -63,14 +60,14 @@ def soft_lookup(queries: Embeddings, rows: Rows) -> Lookup:
     """Softmax attention with keys = values = rows.
 
     No gradient flows through it: the losses need none, since ∂ log_normalizer / ∂ query is `values` itself.
-    Extra memory is O(n · d), plus a block of scores where no flash kernel is at hand.
+    Extra memory is O(n · d), plus a block of scores if there is no flash kernel.
 
     Args:
         queries: [n, d], already divided by the temperature.
         rows: [k, d], same device. k = 0 gives values 0 and log_normalizer −inf.
 
     Returns:
-        float64 where an input is float64, else float32 (half precision is raised first), also under autocast.
+        float64 if an input is float64, else float32 (half precision is converted first), also under autocast.
         Matrix products follow `torch.set_float32_matmul_precision`, whose default is full float32.
         On CUDA the rows are streamed through plain matmuls: no fused kernel has been tested there.
 
@@ -89,14 +86,14 @@ def soft_lookup(queries: Embeddings, rows: Rows) -> Lookup:
 
 
 def with_own_row(lookup: Lookup, queries: Embeddings, own: Embeddings) -> OwnRowLookup:
-    """Add to each query's look-up a row of its own.
+    """Add an extra row to each query's look-up.
 
     Args:
         lookup: of `queries` over the shared rows.
         queries: [n, d], already divided by the temperature.
         own: [n, d], the extra row of each query.
     """
-    # The own score in float64 (where there is any) costs nothing and halves the rounding of the difference.
+    # The own score in float64 (if available) costs nothing and halves the rounding error of the difference.
     exact = queries.dtype if queries.device.type == "mps" else torch.float64
     score = (queries.to(exact) * own.to(exact)).sum(1)
     gap = (lookup.log_normalizer - score).to(queries.dtype)
@@ -105,7 +102,7 @@ def with_own_row(lookup: Lookup, queries: Embeddings, own: Embeddings) -> OwnRow
 
 
 def with_gradient(inputs: Embeddings, value: Scalar, gradient: Embeddings) -> Scalar:
-    """`value`, whose gradient to `inputs` is known to be `gradient`: all that the backward pass keeps."""
+    """`value`, whose gradient with respect to `inputs` is `gradient`: all that the backward pass keeps."""
     return _KnownGradient.apply(inputs, value, gradient)  # pyright: ignore[reportReturnType]
 
 
@@ -115,19 +112,19 @@ def common_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def check_inputs(own: str, *, rows: Tensor, **vectors: Tensor) -> None:
-    """Say in one line what is wrong with a loss' tensors.
+    """Check the tensors of a loss.
 
     Args:
-        own: name of the tensor whose shape the others have to follow.
+        own: name of the tensor whose shape the others must have.
         rows: [k, d], any k.
         vectors: [n, d] tensors by their names, all of one shape, n ≥ 1.
 
     Raises:
-        ValueError: not two-dimensional, not floating point, shapes that do not fit, or no image at all.
+        ValueError: a tensor is not two-dimensional or not floating point, shapes do not fit, or there is no image.
     """
     for name, tensor in (*vectors.items(), ("rows", rows)):
         if tensor.ndim != 2:
-            raise ValueError(f"{name}: shape {list(tensor.shape)}: give two axes, one vector a row")
+            raise ValueError(f"{name}: shape {list(tensor.shape)}: give two axes, one vector per row")
         if not tensor.is_floating_point():
             raise ValueError(f"{name}: {tensor.dtype}: give floating-point vectors")
     shape = vectors[own].shape
@@ -171,7 +168,7 @@ def _kernel(queries: Float[Tensor, "c 1 n d"], rows: Float[Tensor, "c 1 m d"]) -
 
 @functools.cache
 def _kernel_works(device: str, dtype: torch.dtype) -> bool:
-    """Whether the flash kernel, a private operator that may change, is there and gives what we expect."""
+    """Whether the flash kernel, a private operator that may change, exists and returns what we expect."""
     if device != "cpu":
         return False
     rows = torch.linspace(-1, 1, 12, dtype=dtype).view(1, 1, 3, 4)
@@ -189,7 +186,7 @@ def _kernel_works(device: str, dtype: torch.dtype) -> bool:
 
 
 def _lookup_by_kernel(queries: Embeddings, rows: Rows) -> Lookup:
-    """Each core looks up its share of the rows: they are busy alike whatever the number of queries."""
+    """Each core looks up its share of the rows, so that all are equally busy whatever the number of queries."""
     n, d = queries.shape
     affordable = PARTIAL_BYTES // (queries.numel() * queries.element_size())
     chunks = max(1, min(torch.get_num_threads(), len(rows) // KERNEL_MIN_ROWS, affordable))

@@ -1,1 +1,1 @@
-"""One self-contained HTML page per run, from its files alone."""
+"""The report: one self-contained HTML page per run, built from the run's files alone."""

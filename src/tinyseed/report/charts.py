@@ -1,6 +1,6 @@
-"""Charts as pure functions: numbers in, an SVG string out. Imports nothing of tinyseed.
+"""Charts as pure functions: numbers in, an SVG string out.
 
-Colours and type come from the page's style sheet by class name, so that a chart follows light, dark and print.
+Colors and type come from the page's style sheet by class name, so that a chart follows light, dark and print.
 """
 
 import math
@@ -17,7 +17,7 @@ Format = Callable[[float], str]
 MOST_POINTS = 500
 MOST_HOVERS = 120
 FEW_POINTS = 24
-"""So many points at most are also drawn as dots."""
+"""Up to this many points are also drawn as dots."""
 
 WIDTH, HEIGHT = 460.0, 248.0
 LEFT, RIGHT, TOP, BOTTOM = 54.0, 14.0, 24.0, 36.0
@@ -25,7 +25,7 @@ LEFT, RIGHT, TOP, BOTTOM = 54.0, 14.0, 24.0, 36.0
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart: its name in the legend, its (step, figure) by step, and whose it is (the colour)."""
+    """A line of a chart: its name in the legend, its (step, value) pairs by step, and whose it is (its color)."""
 
     name: str
     points: Sequence[Point]
@@ -43,7 +43,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Scale:
-    """From figures to places in the drawing."""
+    """From values to positions in the drawing."""
 
     low: float
     high: float
@@ -51,7 +51,7 @@ class Scale:
     end: float
 
     def __call__(self, value: float) -> float:
-        """Where a figure lies, in the drawing's units."""
+        """The position of a value, in the drawing's units."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
@@ -78,7 +78,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def covering_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers from one at or below a range to one at or above it; a range of no width is given some.
+    """Round numbers from one at or below a range to one at or above it; a range without width is widened.
 
     >>> covering_ticks(0.3, 9), covering_ticks(4, 4, 2), covering_ticks(0, 0, 2)
     ([0.0, 2.0, 4.0, 6.0, 8.0, 10.0], [3.0, 4.0, 5.0], [0.0, 0.5, 1.0])
@@ -98,7 +98,7 @@ def _multiples(step: float, first: int, last: int) -> list[float]:
 
 
 def plain(value: float) -> str:
-    """A figure in as few characters as tell it.
+    """A number in as few characters as it needs.
 
     >>> [plain(value) for value in (0, 0.03, 2.5, 1234, 48_000, 1_250_000, 0.00012)]
     ['0', '0.03', '2.5', '1,234', '48k', '1.25M', '0.00012']
@@ -113,7 +113,7 @@ def plain(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    r"""A figure that is in per cent already.
+    r"""A number that is already in per cent.
 
     >>> percent(43.52), percent(100.0)
     ('43.5\xa0%', '100\xa0%')
@@ -156,7 +156,7 @@ def line_chart(
     y_format: Format = plain,
     from_zero: bool = False,
 ) -> str:
-    """Lines over training steps, with ticks, labels, a legend and the figures on hovering.
+    """Lines over training steps, with ticks, labels, and the values on hovering.
 
     Returns:
         An `<svg>` element; empty where no series has a point.
@@ -188,7 +188,7 @@ def _text(kind: str, x: float, y: float, text: str, anchor: str = "start") -> st
 
 
 def legend(series: Sequence[Series], y_format: Format = plain) -> str:
-    """The names of the lines, each with its last figure, as HTML."""
+    """The names of the lines, each with its last value, as HTML."""
     entries = [
         f'<li class="{line.role}"><span class="swatch"></span>{escape(line.name)} '
         f"<b>{escape(y_format(line.points[-1][1]))}</b></li>"
@@ -199,7 +199,7 @@ def legend(series: Sequence[Series], y_format: Format = plain) -> str:
 
 
 def bar_chart(title: str, bars: Sequence[Bar], *, value_format: Format = percent) -> str:
-    """Bars from zero, each with its name above and its figure behind."""
+    """Bars from zero, each with its name above and its value behind."""
     if not bars:
         return ""
     pitch, room = 46.0, 76.0
@@ -262,7 +262,7 @@ def _line(line: Series, across: Scale, up: Scale) -> str:
 
 
 def _hovers(series: Sequence[Series], across: Scale, up: Scale, y_format: Format) -> str:
-    """Invisible columns over the drawing; the one under the pointer shows itself and tells its figures."""
+    """Invisible columns over the drawing; the one under the pointer appears and shows its values."""
     told = [line for line in series if line.role != "raw"]
     xs = sorted({x for line in told for x, _ in line.points})
     xs = (

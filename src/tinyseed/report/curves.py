@@ -1,19 +1,20 @@
-"""Which charts a run gets, and how each is read. Imports its own room."""
+"""Which charts a run gets, and how to read each of them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tinyseed.methods.catalog import spec_of_command
 from tinyseed.report.charts import Format, Point, Role, Series, percent, plain, smooth
-from tinyseed.report.files import Record, RunFiles, number, series
+from tinyseed.report.files import Record, RunFiles, series
 from tinyseed.report.verdict import Outcome
 
 SMOOTHED_FROM = 60
-"""A curve of so many lines of the log is drawn as a moving mean over the faint raw line."""
+"""A curve with at least this many points is drawn as a moving mean over the faint raw line."""
 
 
 @dataclass(frozen=True)
 class Curves:
-    """A chart: its title, how to read it, its lines, the y axis' label and how figures are written."""
+    """A chart: its title, how to read it, its lines, the y axis' label and the format of its values."""
 
     title: str
     caption: str
@@ -24,51 +25,48 @@ class Curves:
 
 
 def curves(files: RunFiles, found: Outcome) -> Iterator[Curves]:
-    """The charts in their order on the page; one without points is left out by who draws it."""
+    """The charts in their order on the page; one without points is left out where it is drawn."""
     trained = found.name.removeprefix("The ")
-    # SwAV's queue helps to make the codes; what its loss compares does not grow with it.
-    queued = number(files.config, "queue_size") and files.config.get("command") != "pretrain swav"
-    fills = "It rises while the queue fills, and" if queued else "It"
-    yield Curves(
-        "Loss",
-        f"{fills} does not tell whether the features are good.",
-        _smoothed("loss", series(files.steps, "loss")),
-        "loss",
-        from_zero=False,
-    )
+    yield _loss(files)
     yield Curves(
         "k-NN top-1",
-        "Held-out images whose class the 10 nearest training images tell. Labels are for this figure alone.",
+        "Held-out images whose class the 10 nearest training images predict. Labels are used for this metric only.",
         _compared(files.evaluations, "knn_top1", trained, found.knn_before),
         "accuracy",
         percent,
     )
     if found.agreement is not None:
         yield Curves(
-            "Neighbour agreement",
-            "Share of the teacher's 10 nearest neighbours, among the held-out images, that the student has too.",
+            "Neighbor agreement",
+            "Fraction of the teacher's 10 nearest neighbors among the held-out images that the student has, too.",
             _compared(files.evaluations, "neighbour_agreement", trained, found.agreement_before, times=100),
-            "neighbours shared",
+            "neighbors shared",
             percent,
         )
     yield Curves(
         "Effective rank",
-        "How many directions the features use. Near 1 all images look the same: collapse.",
+        "Number of directions that the features use. Near 1 all images get the same features: collapse.",
         _compared(files.evaluations, "effective_rank", trained, None),
         "directions",
     )
     yield Curves(
         "Entropy of the teacher's target",
-        "In nats. 0: each image is like itself alone; log(queue size): like all images alike.",
+        "In nats. 0: each image is similar to itself only; log(queue size): equally similar to all images.",
         (Series("target entropy", series(files.evaluations, "target_entropy"), "teacher"),),
         "nats",
     )
     yield from _course(files)
 
 
+def _loss(files: RunFiles) -> Curves:
+    spec = spec_of_command(files.config.get("command"))
+    note = "The loss does not tell whether the features are good." if spec is None else spec.loss_note
+    return Curves("Loss", note, _smoothed("loss", series(files.steps, "loss")), "loss", from_zero=False)
+
+
 def _course(files: RunFiles) -> Iterator[Curves]:
-    """How the run went as a piece of work."""
-    falls = "tenfold down twice" if files.config.get("schedule") == "step" else "cosine"
+    """How the run itself went."""
+    falls = "division by ten, twice" if files.config.get("schedule") == "step" else "cosine"
     yield Curves(
         "Learning rate",
         f"Warm-up, then {falls}.",
@@ -76,16 +74,16 @@ def _course(files: RunFiles) -> Iterator[Curves]:
         "learning rate",
     )
     yield Curves(
-        "Images a second",
-        "Over all processes, reading and all.",
+        "Images per second",
+        "Over all processes, data loading included.",
         _smoothed("images/s", series(files.steps, "images_per_s")),
         "images/s",
     )
     yield Curves(
         "Waiting for data",
-        "Share of the time in which the networks stood still for want of images.",
+        "Fraction of the time in which the networks waited for images.",
         _smoothed("waiting", _scaled(series(files.steps, "data_wait"), 100)),
-        "share of time",
+        "fraction of time",
         percent,
     )
 
@@ -97,14 +95,14 @@ def _smoothed(name: str, points: tuple[Point, ...]) -> tuple[Series, ...]:
 
 
 def _compared(
-    evaluations: tuple[Record, ...], figure: str, trained: str, before: float | None, times: float = 1
+    evaluations: tuple[Record, ...], metric: str, trained: str, before: float | None, times: float = 1
 ) -> tuple[Series, ...]:
-    """The trained network beside its teacher, and beside itself before training."""
-    points = _scaled(series(evaluations, figure), times)
+    """The trained network beside its teacher and beside its random init."""
+    points = _scaled(series(evaluations, metric), times)
     level: tuple[Point, ...] = () if before is None else tuple((step, before) for step, _ in points)
     lines: tuple[tuple[str, tuple[Point, ...], Role], ...] = (
         (trained, points, "student"),
-        ("teacher", _scaled(series(evaluations, f"{figure}_teacher"), times), "teacher"),
+        ("teacher", _scaled(series(evaluations, f"{metric}_teacher"), times), "teacher"),
         ("before training", level, "untrained"),
     )
     return tuple(Series(name, values, role) for name, values, role in lines)

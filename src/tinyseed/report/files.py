@@ -1,7 +1,4 @@
-"""A run's files as they are found: what is missing or broken becomes a note, never an error.
-
-Imports nothing of tinyseed.
-"""
+"""A run's files as they are found: what is missing or broken becomes a note, never an error."""
 
 import json
 import math
@@ -14,7 +11,7 @@ Record = Mapping[str, Any]
 """A JSON object: config.json, or a line of metrics.jsonl."""
 
 LARGEST = 1e30
-"""A figure beyond this is no figure: nothing in a run is so large, and sums of it would overflow."""
+"""Larger numbers are ignored: nothing in a run is that large, and sums of them would overflow."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +20,12 @@ class RunFiles:
 
     Attributes:
         config: the settings.
-        summary: final figures; empty while a run is not finished.
+        summary: final metrics; empty while a run is not finished.
         lineage: what the run was made from.
         steps: lines of metrics.jsonl with a loss or a rate, by step, each step once.
-        evaluations: lines of metrics.jsonl with figures on held-out images, by step, each step once.
+        evaluations: lines of metrics.jsonl with metrics of held-out images, by step, each step once.
         quarantine: images that could not be read.
-        notes: what was missing or broken, for people.
+        notes: what was missing or broken.
     """
 
     config: Record
@@ -45,16 +42,16 @@ LOGGED = ("loss", "lr", "images_per_s", "data_wait")
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Read what there is to read."""
+    """Read whatever can be read."""
     notes: list[str] = []
     config = _object(folder / "config.json", "the settings are not shown", notes)
     summary = _object(
-        folder / "summary.json", "the run has not finished; its figures are the latest ones", notes
+        folder / "summary.json", "the run has not finished; the latest metrics are shown", notes
     )
-    lineage = _object(folder / "lineage.json", "where the run comes from is not shown", notes)
+    lineage = _object(folder / "lineage.json", "the origin of the run is not shown", notes)
     metrics = _lines(folder / "metrics.jsonl", notes)
     if not (folder / "metrics.jsonl").exists():
-        notes.append("metrics.jsonl is missing: there are no curves")
+        notes.append("metrics.jsonl is missing: there are no charts")
     return RunFiles(
         config=config,
         summary=summary,
@@ -67,7 +64,7 @@ def read_run(folder: Path) -> RunFiles:
 
 
 def number(record: Record, name: str) -> float | None:
-    """A finite figure of a record, None where it has none.
+    """A finite number of a record, None where it has none.
 
     >>> number({"loss": 2}, "loss"), number({"loss": None}, "loss"), number({}, "loss")
     (2.0, None, None)
@@ -79,13 +76,13 @@ def number(record: Record, name: str) -> float | None:
 
 
 def series(records: tuple[Record, ...], name: str) -> tuple[tuple[float, float], ...]:
-    """(step, figure) of the records that have both."""
+    """(step, value) of the records that have both."""
     pairs = ((number(record, "step"), number(record, name)) for record in records)
     return tuple((step, value) for step, value in pairs if step is not None and value is not None)
 
 
 def _by_step(records: tuple[Record, ...], names: tuple[str, ...]) -> tuple[Record, ...]:
-    """A resumed run may have written a step twice: the later line counts."""
+    """A resumed run may have written a step twice; the later line counts."""
     by_step: dict[float, Record] = {}
     for record in records:
         step = number(record, "step")
@@ -104,7 +101,7 @@ def _object(path: Path, without: str, notes: list[str]) -> Record:
         notes.append(f"{path.name} cannot be read ({_reason(error)}): {without}")
         return {}
     if not isinstance(content, dict):
-        notes.append(f"{path.name} holds no JSON object: {without}")
+        notes.append(f"{path.name} does not hold a JSON object: {without}")
         return {}
     return content
 
@@ -148,9 +145,9 @@ def _record(line: str) -> Record | None:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
-    return "no valid JSON" if isinstance(error, ValueError) else type(error).__name__
+    return "invalid JSON" if isinstance(error, ValueError) else type(error).__name__
 
 
 def mean(values: list[float]) -> float | None:
-    """The mean, None of nothing."""
+    """The mean; None of an empty list."""
     return math.fsum(values) / len(values) if values else None

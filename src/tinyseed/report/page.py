@@ -1,7 +1,7 @@
-"""`write_report`: a run's files become one HTML page that needs nothing else. Imports errors and its own room.
+"""`write_report`: a run's files become one HTML page that needs nothing else.
 
-The page reads from top to bottom as a person asks: did it work, how did it go, with what settings, from what, and
-what went wrong. Everything that comes from a file is escaped.
+The page answers, from top to bottom: did it work, how did it go, with what settings, from what, and what went wrong.
+Everything that comes from a file is escaped.
 """
 
 import json
@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from tinyseed.errors import InputError, RunError
+from tinyseed.errors import InputError
+from tinyseed.files import write_text
 from tinyseed.report.charts import Bar, Format, bar_chart, legend, line_chart, percent, plain
 from tinyseed.report.curves import Curves, curves
 from tinyseed.report.files import Record, RunFiles, read_run
@@ -18,7 +19,7 @@ from tinyseed.report.style import MARK, STYLE
 from tinyseed.report.verdict import Outcome, outcome, verdict, warnings
 
 MOST_LISTED = 50
-"""Unreadable images shown; quarantine.jsonl has them all."""
+"""Number of unreadable images shown; quarantine.jsonl has all of them."""
 
 LONGEST_VALUE = 400
 """Characters of a setting that are shown."""
@@ -27,7 +28,7 @@ LONGEST_VALUE = 400
 def write_report(run_folder: Path) -> Path:
     """Write report.html into a run folder, from the folder's files alone.
 
-    Missing or broken files are told on the page. A report that is there is replaced.
+    Missing or broken files are noted on the page. An existing report is replaced.
 
     Returns:
         The page's path.
@@ -38,24 +39,10 @@ def write_report(run_folder: Path) -> Path:
     """
     folder = Path(run_folder)
     if not folder.is_dir():
-        raise InputError("run", run_folder, "no such folder; give the folder of a run")
+        raise InputError(run_folder, "no such folder; give the folder of a run")
     path = folder / "report.html"
-    try:
-        _replace(path, render(read_run(folder), folder.resolve().name))
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
+    write_text(path, render(read_run(folder), folder.resolve().name))
     return path
-
-
-def _replace(path: Path, page: str) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    try:
-        unfinished.write_text(
-            page, encoding="utf-8", errors="backslashreplace"
-        )  # file names that are no UTF-8
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def render(files: RunFiles, name: str) -> str:
@@ -108,7 +95,7 @@ def _header(title: str, files: RunFiles, found: Outcome, name: str) -> str:
 
 
 def duration(minutes: float) -> str:
-    """A length of time for people.
+    """A duration in words.
 
     >>> duration(0.5), duration(7), duration(754)
     ('30 s', '7 min', '12 h 34 min')
@@ -120,15 +107,15 @@ def duration(minutes: float) -> str:
 
 
 def _verdict(files: RunFiles, found: Outcome) -> str:
-    told = verdict(found)
+    answer = verdict(found)
     items = "".join(f"<li>{_prose(warning)}</li>" for warning in warnings(files, found))
     listed = f'<ul class="warnings">{items}</ul>' if items else ""
-    sentence = f"<strong>{escape(told.word)}</strong><p>{_prose(told.sentence)}</p>"
-    return f'<section class="verdict {told.level}">{sentence}</section>{listed}'
+    sentence = f"<strong>{escape(answer.word)}</strong><p>{_prose(answer.sentence)}</p>"
+    return f'<section class="verdict {answer.level}">{sentence}</section>{listed}'
 
 
 def _prose(text: str) -> str:
-    """Escaped text in which flags and "k-NN" are not broken at their hyphens."""
+    """Escaped text in which flags and "k-NN" are not wrapped at their hyphens."""
     return re.sub(r"--[a-z-]+|k-NN", r'<span class="whole">\g<0></span>', escape(text))
 
 
@@ -145,7 +132,7 @@ def _bars(found: Outcome) -> str:
         title = "k-NN top-1 on held-out images"
         figures = (found.knn_before, found.knn, found.knn_teacher)
     else:
-        title = "Share of the teacher's nearest neighbours"
+        title = "Fraction of the teacher's nearest neighbors"
         figures = (found.agreement_before, found.agreement, None)
     named = zip(
         ("before training", trained, "teacher"), figures, ("untrained", "student", "teacher"), strict=True
@@ -158,7 +145,7 @@ def _tiles(found: Outcome) -> str:
     tiles = (
         ("k-NN top-1", _maybe(found.knn, percent), _beside("teacher", found.knn_teacher, percent)),
         (
-            "neighbours shared",
+            "neighbors shared",
             _maybe(found.agreement, percent),
             _beside("before", found.agreement_before, percent),
         ),
@@ -170,9 +157,9 @@ def _tiles(found: Outcome) -> str:
         ("parameters", _maybe(found.parameters, plain), _beside("teacher", found.parameters_teacher, plain)),
         ("loss", _maybe(found.loss_last, plain), "not comparable between runs"),
         (
-            "images a second",
+            "images per second",
             _maybe(found.images_per_s, plain),
-            _beside("waiting for data", found.data_wait, _share),
+            _beside("waiting for data", found.data_wait, _rounded),
         ),
         ("unreadable images", f"{found.unreadable:,}" if found.unreadable else "", "listed below"),
     )
@@ -184,20 +171,20 @@ def _tiles(found: Outcome) -> str:
     return f'<dl class="tiles">{"".join(entries)}</dl>' if entries else ""
 
 
-def _maybe(figure: float | None, write: Format) -> str:
-    return "" if figure is None else write(figure)
+def _maybe(value: float | None, write: Format) -> str:
+    return "" if value is None else write(value)
 
 
-def _beside(name: str, figure: float | None, write: Format) -> str:
-    return "" if figure is None else f"{name} {write(figure)}"
+def _beside(name: str, value: float | None, write: Format) -> str:
+    return "" if value is None else f"{name} {write(value)}"
 
 
-def _one_decimal(figure: float) -> str:
-    return f"{figure:,.1f}"
+def _one_decimal(value: float) -> str:
+    return f"{value:,.1f}"
 
 
-def _share(figure: float) -> str:
-    return percent(round(100 * figure))
+def _rounded(value: float) -> str:
+    return percent(round(100 * value))
 
 
 def _charts(files: RunFiles, found: Outcome) -> str:
@@ -229,7 +216,7 @@ def _pairs(record: Record) -> str:
 
 
 def _value(value: object) -> str:
-    """A JSON value for people; a very long one is cut."""
+    """A JSON value in words; a very long one is cut."""
     match value:
         case None:
             written = "—"
@@ -259,7 +246,7 @@ def _lineage(lineage: Record) -> str:
     blocks = "".join(
         f"<div><h3>{escape(str(name))}</h3>{_pairs(part)}</div>" for name, part in parts.items() if part
     )
-    return f'<section><h2>Where it comes from</h2><div class="card lineage">{blocks}</div></section>'
+    return f'<section><h2>Origin</h2><div class="card lineage">{blocks}</div></section>'
 
 
 def _quarantine(quarantine: Sequence[Record]) -> str:
@@ -273,7 +260,7 @@ def _quarantine(quarantine: Sequence[Record]) -> str:
     )
     rest = len(quarantine) - len(shown)
     more = f'<p class="faint">… and {rest:,} more, all in quarantine.jsonl</p>' if rest else ""
-    head = '<tr><th class="number">position</th><th>image</th><th>why it was left out</th></tr>'
+    head = '<tr><th class="number">position</th><th>image</th><th>reason</th></tr>'
     title = f"<h2>Unreadable images: {len(quarantine):,}</h2>"
     return f'<section>{title}<div class="card"><table>{head}{rows}</table>{more}</div></section>'
 

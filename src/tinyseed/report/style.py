@@ -1,4 +1,4 @@
-"""The page's style sheet: light, dark, print and phone. Nothing is fetched from anywhere. Imports nothing."""
+"""The page's style sheet: light, dark, print and phone. Nothing is loaded from elsewhere."""
 
 STYLE = """
 :root {

@@ -1,1 +1,1 @@
-"""Settings: frozen, complete descriptions of what is to be done. They import no torch, so that `--help` is quick."""
+"""What can be set: frozen dataclasses, filled by the command line and the Python functions. None needs torch."""

@@ -1,0 +1,162 @@
+"""Which architecture a state dict is of, by the names and shapes of its tensors.
+
+The index (assets/signatures.json, made by scripts/make_signatures.py) has a row for each architecture of torchvision,
+timm and `tinyseed.networks`: a digest of its names and shapes without classifier, its number of tensors and of
+parameters, and its classifiers.
+"""
+
+import functools
+import json
+import math
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from tinyseed.checkpoints.fit import describe_misfits, fit_weights, misfits, without
+from tinyseed.checkpoints.weights import StateDict
+from tinyseed.errors import InputError
+from tinyseed.files import digest
+from tinyseed.models.backbones import Backbone, build_backbone
+from tinyseed.models.libraries import create_on_meta
+from tinyseed.models.names import find_model
+
+_COUNTER = "num_batches_tracked"
+_COMPARED = 6
+"""Number of architectures of about the same size that are compared name by name."""
+_LIBRARIES = ("torchvision/", "swav/", "seed/")
+"""Where several have the same tensors, the first of these wins over timm's (whose ResNets are torchvision's)."""
+_SAME = 1e-5
+
+
+class Architecture(NamedTuple):
+    """A model's name, and the modules of its whole network that a file has and the backbone does not."""
+
+    name: str
+    classifiers: tuple[str, ...]
+
+
+class _Row(NamedTuple):
+    signature: str
+    tensors: int
+    numbers: int
+    classifiers: tuple[str, ...]
+
+
+def signature(state: StateDict) -> str:
+    """12 hexadecimal digits for names and shapes; batch norm's counters, which old files lack, do not count."""
+    lines = [f"{name} {list(value.shape)}" for name, value in state.items() if not name.endswith(_COUNTER)]
+    return digest(*sorted(lines), digits=12)
+
+
+def architecture_of(state: StateDict, path: Path, prefer: Sequence[str] = ()) -> Architecture:
+    """The architecture that has exactly these tensors, its classifier aside.
+
+    Several of timm's may have them: where all compute the same from these weights and expect the same normalization,
+    the one with the plainest name is taken (no `tf_`, then the shortest).
+
+    Args:
+        state: tensors by name.
+        path: their file, for errors.
+        prefer: beginnings of names (`swav/`) that win over the others, for a backbone without classifier.
+
+    Raises:
+        InputError: none has them, and the nearest is named; or several that differ have, and they are named.
+    """
+    found = _matching(state)
+    if not found:
+        raise InputError(path, _nearest(state))
+    for beginning in (*(() if found[0].classifiers else prefer), *_LIBRARIES):
+        preferred = next((each for each in found if each.name.startswith(beginning)), None)
+        if preferred is not None:
+            return preferred
+    found.sort(key=lambda each: (each.name.startswith("tf_"), len(each.name), each.name))
+    if len(found) > 1 and not _compute_the_same([each.name for each in found], state, found[0].classifiers):
+        names = " or ".join(each.name for each in found)
+        why = "has tensors of several architectures that differ in what they compute or expect"
+        raise InputError(path, f"{why}; give `arch` {names}")
+    return found[0]
+
+
+def _matching(state: StateDict) -> list[Architecture]:
+    index = _index()
+    tops = {name[: -len(".weight")] for name in state if name.endswith(".weight")}
+    for classifiers in sorted({row.classifiers for row in index.values()} | {()}):
+        if not all(any(top == each or top.startswith(f"{each}.") for top in tops) for each in classifiers):
+            continue
+        digits = signature(without(state, classifiers))
+        found = [
+            Architecture(name, classifiers)
+            for name, row in index.items()
+            if row.signature == digits and set(classifiers) <= set(row.classifiers)
+        ]
+        if found:
+            return found
+    return []
+
+
+@functools.cache
+def _index() -> dict[str, _Row]:
+    content = json.loads(files("tinyseed.assets").joinpath("signatures.json").read_text(encoding="utf-8"))
+    classifiers = [tuple(each) for each in content["classifiers"]]
+    return {
+        name: _Row(digits, tensors, numbers, classifiers[which])
+        for name, (digits, tensors, numbers, which) in content["architectures"].items()
+    }
+
+
+def _compute_the_same(names: Sequence[str], state: StateDict, classifiers: Sequence[str]) -> bool:
+    """Whether these architectures give the same features of noise with these weights, and are normalized alike."""
+    plain = without(state, classifiers)
+    first, *others = (_loaded(name, plain) for name in names)
+    side = first.input.size
+    noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = first.eval()(noise)
+        for other in others:
+            if (other.input.mean, other.input.std) != (first.input.mean, first.input.std):
+                return False
+            try:
+                given = other.eval()(noise)
+            except (RuntimeError, ValueError, AssertionError):  # of another size
+                return False
+            if given.shape != wanted.shape or (given - wanted).abs().max() > _SAME * wanted.abs().max():
+                return False
+    return True
+
+
+def _loaded(name: str, state: StateDict) -> Backbone:
+    backbone = build_backbone(name, seed=0)
+    fit_weights(backbone.network, state, name=name, source=name)
+    return backbone
+
+
+def _nearest(state: StateDict) -> str:
+    """What to say of tensors that no architecture has: which comes nearest, and what keeps them from fitting."""
+    compared = {}
+    for name in _of_about_this_size(state):
+        made = create_on_meta(*find_model(name))
+        compared[name] = misfits(made.network.state_dict(), without(state, made.classifiers))
+    nearest = min(compared, key=lambda name: sum(map(len, compared[name].values())))
+    return (
+        f"fits no architecture, nothing was loaded; nearest is {nearest}: {describe_misfits(compared[nearest])}; "
+        "where the file does not say what it is, give `arch` NAME"
+    )
+
+
+def _of_about_this_size(state: StateDict) -> list[str]:
+    """Names of the architectures whose counts of tensors and of numbers are nearest; one of each signature."""
+    numbers = sum(value.numel() for value in state.values()) + 1
+
+    def distance(row: _Row) -> float:
+        # A classifier may be among them, so that a little more counts as little.
+        return abs(math.log(len(state) / row.tensors)) + abs(math.log(numbers / (row.numbers + 1)))
+
+    nearest: dict[str, str] = {}
+    for name, row in sorted(_index().items(), key=lambda item: distance(item[1])):
+        nearest.setdefault(row.signature, name)
+        if len(nearest) == _COMPARED:
+            break
+    return list(nearest.values())

@@ -1,0 +1,110 @@
+"""The log of a run: losses and timings collected step by step, written as lines of metrics.jsonl, shown as progress."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinyseed.engine.run_folder import Metrics, RunFolder
+from tinyseed.errors import RunError
+from tinyseed.methods.base import Group, StepOutput
+from tinyseed.progress import Progress, duration
+
+
+class Log:
+    """What has happened since the last line of metrics.jsonl.
+
+    Attributes:
+        progress: what is shown on the error stream.
+        latest: the metrics of the last evaluation.
+        waited: seconds spent waiting for data.
+    """
+
+    def __init__(self, folder: RunFolder, group: Group, progress: Progress) -> None:
+        self.folder = folder
+        self.group = group
+        self.progress = progress
+        self.latest: Metrics = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new window of steps."""
+        self.losses: list[Tensor] = []
+        self.entropy: Tensor | None = None
+        self.waited = 0.0
+        self.began = time.perf_counter()
+
+    def add(self, outputs: Sequence[StepOutput]) -> None:
+        """Note a step; its loss stays on the device until the window is written."""
+        self.losses.append(torch.stack([output.loss.detach() for output in outputs]).mean())
+        self.entropy = outputs[-1].target_entropy
+
+    def window(self, step: int, batch_size: int) -> Metrics:
+        """The metrics of the steps since the last call, up to `step`; a new window begins.
+
+        Raises:
+            RunError: a loss was NaN or infinite.
+        """
+        losses = self.group.gather(torch.stack(self.losses)[None]).mean(0).tolist()
+        self._refuse_non_finite(step, losses)
+        seconds = time.perf_counter() - self.began
+        metrics = {
+            "loss": losses[-1],
+            "images_per_s": len(losses) * batch_size / seconds,
+            "data_wait": self.waited / seconds,
+        }
+        if self.entropy is not None:
+            metrics["batch_target_entropy"] = float(self.entropy)
+        self.restart()
+        return metrics
+
+    def require_finite(self, step: int) -> None:
+        """Look at the losses that have not been written yet.
+
+        Raises:
+            RunError: one is NaN or infinite.
+        """
+        if self.losses:
+            self._refuse_non_finite(step, torch.stack(self.losses).tolist())
+
+    def _refuse_non_finite(self, step: int, losses: Sequence[float]) -> None:
+        """Stop at the first loss that is not finite, and name its step."""
+        for place, loss in enumerate(losses):
+            if not np.isfinite(loss):
+                first = step - len(losses) + place + 1
+                path = self.folder.checkpoint
+                last = (
+                    f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
+                )
+                raise RunError(
+                    f"the loss became {loss} at step {first}; {last}; try a lower `lr` or `precision` 32"
+                )
+
+    def show(self, metrics: Metrics, total_steps: int, seconds_left: float, *, final: bool) -> None:
+        """Show a line of the log as progress, in 80 columns; wait is the fraction of time spent waiting for data."""
+        knn = f"  k-NN {top1:.1f} %" if (top1 := self.latest.get("knn_top1")) is not None else ""
+        text = (
+            f"epoch {metrics['epoch']}  loss {metrics['loss']:.3f}  {metrics['images_per_s']:,.0f} img/s"
+            f"  wait {metrics['data_wait']:.0%}{knn}  {duration(seconds_left)} left"
+        )
+        self.progress.update(metrics["step"], total_steps, text, final=final)
+
+    def evaluated(self, epoch: int, metrics: Metrics) -> None:
+        """Show the metrics of an evaluation."""
+        self.latest = metrics
+        summary = f"epoch {epoch}: {describe(metrics)}" if metrics else "too few held-out images to evaluate"
+        self.progress.say(summary)
+
+
+def describe(metrics: Metrics) -> str:
+    """The metrics of an evaluation in words."""
+    parts = []
+    if (top1 := metrics.get("knn_top1")) is not None:
+        teacher = metrics.get("knn_top1_teacher")
+        parts.append(f"k-NN {top1:.1f} %" + (f" (teacher {teacher:.1f} %)" if teacher is not None else ""))
+    if (agreement := metrics.get("neighbour_agreement")) is not None:
+        parts.append(f"neighbor agreement {100 * float(agreement):.1f} %")
+    parts.append(f"effective rank {metrics['effective_rank']:.1f}")
+    return ", ".join(parts)

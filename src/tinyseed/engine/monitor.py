@@ -1,0 +1,157 @@
+"""The monitor of a run: does the network learn?
+
+It is evaluated on held-out images, by the same code and on the same images as its teacher.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tinyseed.data.base import Source
+from tinyseed.data.labels import align_labels
+from tinyseed.engine.data import RunData
+from tinyseed.engine.run_folder import Metrics, Quarantine
+from tinyseed.engine.runtime import Runtime
+from tinyseed.evaluation.features import BankKey, FeatureBank, cached, embed_images, evaluating
+from tinyseed.evaluation.health import effective_rank, neighbor_agreement
+from tinyseed.evaluation.neighbors import top1
+from tinyseed.files import digest
+from tinyseed.methods.base import Method
+from tinyseed.methods.distillation import teacher_bands
+from tinyseed.models.contract import InputContract
+from tinyseed.models.teacher import Teacher
+from tinyseed.settings.train import DistillSettings, TrainSettings
+from tinyseed.shapes import Embeddings, Features, Images
+
+KNN_NEIGHBORS = 10
+FEWEST_HELD_OUT = 3
+"""With fewer held-out images nothing can be measured."""
+
+FEWEST_FOR_AGREEMENT = 12
+"""With fewer images all others are neighbors, and any two networks agree."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A function from normalized images to features, and the images that it expects.
+
+    Attributes:
+        digest: identifies a frozen network, whose features are then kept in the cache.
+        bands: the channels that it sees of an image, counted from 0; None: all.
+    """
+
+    features: Callable[[Images], Features]
+    input: InputContract
+    digest: str | None = None
+    bands: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class MeasuredTeacher:
+    """The teacher's features and unit rows of the held-out images, computed once, since it is frozen."""
+
+    features: Features
+    rows: Embeddings
+    metrics: Metrics
+
+
+class Monitor:
+    """Evaluates an encoder on held-out images, beside the teacher."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        data: RunData,
+        runtime: Runtime,
+        quarantine: Quarantine,
+        teacher: Teacher | None,
+    ) -> None:
+        self.data = data
+        self.runtime = runtime
+        self.quarantine = quarantine
+        self.workers = 0 if settings.workers == "auto" else settings.workers
+        self.held_out_labels = _held_out_labels(data)
+        self.possible = len(data.held_out) >= FEWEST_HELD_OUT
+        self.teacher: MeasuredTeacher | None = None
+        if teacher is not None and self.possible:
+            assert isinstance(settings, DistillSettings)
+            self.teacher = self._measure_teacher(teacher, teacher_bands(settings, teacher.input))
+
+    def measure(self, method: Method) -> Metrics:
+        """k-NN, neighbor agreement, effective rank and the method's own metrics of the network as it is now.
+
+        k-NN is in per cent, agreement and ratio are fractions. Nothing where too few images are held out.
+        """
+        encoder = method.encoder
+        if not self.possible:
+            return {}
+        with evaluating(encoder):
+            student = Network(encoder.features, encoder.input)
+            held_out = self._embed_held_out(student)
+            accuracy = self._knn(student, held_out)
+        metrics: Metrics = {} if accuracy is None else {"knn_top1": accuracy}
+        metrics["effective_rank"] = effective_rank(held_out.features)
+        if self.teacher is not None:
+            metrics |= self.teacher.metrics
+            if len(held_out.features) >= FEWEST_FOR_AGREEMENT:
+                agreement = neighbor_agreement(self.teacher.features, held_out.features)
+                metrics["neighbour_agreement"] = agreement
+            if accuracy is not None and self.teacher.metrics.get("knn_top1_teacher"):
+                metrics["knn_ratio"] = accuracy / self.teacher.metrics["knn_top1_teacher"]
+            metrics |= method.health(self.teacher.rows)
+        return metrics
+
+    def _measure_teacher(self, teacher: Teacher, bands: tuple[int, ...] | None) -> MeasuredTeacher:
+        network = Network(teacher.features, teacher.input, f"{teacher.digest}-features", bands)
+        held_out = self._embed_held_out(network)
+        rows = self._embed_held_out(Network(teacher, teacher.input, f"{teacher.digest}-rows", bands))
+        metrics: Metrics = {"effective_rank_teacher": effective_rank(held_out.features)}
+        accuracy = self._knn(network, held_out)
+        if accuracy is not None:
+            metrics["knn_top1_teacher"] = accuracy
+        return MeasuredTeacher(held_out.features, rows.features, metrics)
+
+    def _embed_held_out(self, network: Network) -> FeatureBank:
+        return self._embed(network, self.data.held_out_source, self.data.held_out)
+
+    def _embed(self, network: Network, source: Source, images: NDArray[np.int64]) -> FeatureBank:
+        """Features of these images; those of a frozen network come from the cache where it has them."""
+
+        def compute() -> FeatureBank:
+            return embed_images(
+                network.features,
+                source,
+                images,
+                network.input,
+                on=self.runtime.device,
+                workers=self.workers,
+                reader=self.data.reader,
+                bands=network.bands,
+                autocast=self.runtime.autocast_dtype,
+                on_bad=self.quarantine.add,
+            )
+
+        if network.digest is None:
+            return compute()
+        model = f"{network.digest}-{network.input}-{network.bands}-{self.data.reader}"
+        chosen = f"{source.fingerprint}-{digest(images)}"
+        return cached(BankKey(model, chosen, network.input.size, self.runtime.precision), compute)
+
+    def _knn(self, network: Network, held_out: FeatureBank) -> float | None:
+        """k-NN top-1 in per cent against training images; None without labels of two classes."""
+        bank_labels = self.data.source.labels
+        if bank_labels is None or self.held_out_labels is None:
+            return None
+        labels = self.held_out_labels[held_out.indices.numpy()]
+        bank = self._embed(network, self.data.source, self.data.bank)
+        voting = torch.from_numpy(bank_labels[bank.indices.numpy()])
+        return top1(bank.features, voting, held_out.features, torch.from_numpy(labels), KNN_NEIGHBORS)
+
+
+def _held_out_labels(data: RunData) -> NDArray[np.int64] | None:
+    """Labels of the held-out source in the numbering of the training source."""
+    source = data.held_out_source
+    return None if source.labels is None else align_labels(data.source.classes, source.classes, source.labels)

@@ -1,0 +1,362 @@
+"""A run: what it consists of, and how it starts, is evaluated, saved, resumed and finished."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from tinyseed.checkpoints.load import load_teacher
+from tinyseed.checkpoints.saved import save_encoder
+from tinyseed.data.loader import Plan, TrainingBatch, TrainingViews, keep_freed_memory, training_batches
+from tinyseed.data.readers import BandReader
+from tinyseed.data.split import sample
+from tinyseed.engine import checkpoint
+from tinyseed.engine.data import MEASURED_ON, RunData, measured, open_data
+from tinyseed.engine.lineage import lineage
+from tinyseed.engine.log import Log
+from tinyseed.engine.monitor import Monitor
+from tinyseed.engine.optim import build_optimizer, scaled_lr
+from tinyseed.engine.run_folder import Metrics, Quarantine, RunFolder
+from tinyseed.engine.runtime import Runtime, share_statistics, start, worker_count
+from tinyseed.engine.schedule import Schedule
+from tinyseed.engine.signals import StopRequest
+from tinyseed.errors import InputError, argument
+from tinyseed.files import write_json
+from tinyseed.methods.base import Forward, Method, MethodSpec, Setup
+from tinyseed.methods.catalog import spec_of
+from tinyseed.methods.distillation import teacher_bands
+from tinyseed.models.teacher import Teacher
+from tinyseed.progress import Progress, duration
+from tinyseed.settings.train import DistillSettings, TrainSettings
+
+
+@dataclass
+class Run:
+    """A run in progress. `step`, `elapsed` and `saved_at` change; the rest is set up once.
+
+    Attributes:
+        settings: complete; nothing in them is "auto".
+        forward: the method's module as Fabric wrapped it.
+        step: optimizer steps done.
+        elapsed: seconds of training done, the same on all processes.
+    """
+
+    settings: TrainSettings
+    folder: RunFolder
+    runtime: Runtime
+    data: RunData
+    plan: Plan
+    method: Method
+    forward: Forward
+    optimizer: Optimizer
+    schedule: Schedule
+    quarantine: Quarantine
+    monitor: Monitor
+    log: Log
+    step: int = 0
+    elapsed: float = 0.0
+    saved_at: float = field(default_factory=time.monotonic)
+    save_due: bool = False
+    _began: float = 0.0
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return self.step // self.plan.steps_per_epoch
+
+    @property
+    def done(self) -> bool:
+        """Whether the schedule has ended."""
+        return self.step >= self.schedule.total_steps(self.step, self.elapsed)
+
+    @property
+    def epoch_ended(self) -> bool:
+        """Whether the last step was the last of an epoch."""
+        return self.step % self.plan.steps_per_epoch == 0
+
+    @property
+    def log_due(self) -> bool:
+        """Whether a line of metrics.jsonl is to be written after this step."""
+        return self.step % self.settings.log_every == 0 or self.epoch_ended
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether to evaluate after this step; at the end of the run `finish` does."""
+        return self.epoch_ended and self.epoch % self.settings.evaluate_every == 0 and not self.done
+
+    def batches(self) -> Iterator[TrainingBatch]:
+        """This process' batches from the current step on, on its device; waiting for them is timed."""
+        settings, on_gpu = self.settings, self.runtime.device.type == "cuda"
+        views = TrainingViews(
+            self.data.source,
+            self.method.views(settings.image_size),
+            settings.seed,
+            self.data.training,
+            self.data.reader,
+        )
+        workers = worker_count(settings.workers, on_gpu)
+        loaded = training_batches(views, self.plan, first_step=self.step, workers=workers, pin_memory=on_gpu)
+        self._began = time.monotonic() - self.elapsed
+        self.log.restart()
+        while True:
+            began = time.perf_counter()
+            batch = next(loaded)
+            self.log.waited += time.perf_counter() - began
+            self.quarantine.add(batch.bad)
+            yield batch.to(self.runtime.device)
+
+    def write_log(self, lr: float) -> None:
+        """Write a line of metrics.jsonl and show it.
+
+        Raises:
+            RunError: the loss of a step since the last line was NaN or infinite.
+        """
+        window = self.log.window(self.step, self.settings.batch_size)
+        metrics = {"step": self.step, "epoch": self.epoch, "lr": lr, **window}
+        if self.runtime.is_main:
+            self.folder.log(metrics)
+        total = self.schedule.total_steps(self.step, self.elapsed)
+        seconds_left = self.elapsed / self.step * (total - self.step)
+        self.log.show(metrics, total, seconds_left, final=self.done)
+
+    def evaluate(self) -> None:
+        """Evaluate the network on held-out images and log it; the first process does it for all."""
+        if self.runtime.is_main:
+            metrics = self.monitor.measure(self.method)
+            self.folder.log({"step": self.step, "epoch": self.epoch, **metrics})
+            self.log.evaluated(self.epoch, metrics)
+        self.runtime.barrier()
+        self.log.restart()
+
+    def agree(self, request: StopRequest) -> int:
+        """Agree with the other processes on the time, on whether a checkpoint is due, and on the signal to stop at.
+
+        Clocks and signals differ between processes, steps and learning rates must not: the largest of each counts for
+        all. Several processes agree only where a line of the log is due.
+
+        Returns:
+            The number of the signal, 0 for none.
+        """
+        if not self.log_due and self.runtime.group.size > 1:
+            self.save_due = False
+            return 0
+        overdue = time.monotonic() - self.saved_at > self.settings.checkpoint_minutes * 60
+        here = [float(request.number), time.monotonic() - self._began, float(overdue)]
+        number, self.elapsed, due = self.runtime.largest(here)
+        self.save_due = bool(due)
+        return int(number)
+
+    def save(self) -> None:
+        """Write the checkpoint; losses that have not been logged yet are looked at first.
+
+        Raises:
+            RunError: a loss is not finite, or the checkpoint cannot be written.
+        """
+        self.log.require_finite(self.step)
+        if self.runtime.is_main:
+            content = checkpoint.Checkpoint(
+                step=self.step,
+                elapsed=self.elapsed,
+                images=len(self.data.training),
+                module=self.method.module.state_dict(),
+                method=self.method.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                precision=self.runtime.plugin.state_dict(),
+            )
+            checkpoint.save(content, self.folder.checkpoint)
+        self.saved_at = time.monotonic()
+        self.runtime.barrier()
+
+    def restore(self) -> None:
+        """Continue where the last checkpoint was written.
+
+        Raises:
+            InputError: the checkpoint is broken, or the data set is another one than the run began with.
+        """
+        with argument("resume"):
+            last = checkpoint.load(self.folder.checkpoint)
+        if last.images != len(self.data.training):
+            remedy = f"has {len(self.data.training)} training images; the run began with {last.images}"
+            raise InputError(", ".join(self.settings.data), remedy, argument="data")
+        self.method.module.load_state_dict(last.module)
+        self.method.load_state_dict(last.method)
+        self.optimizer.load_state_dict(last.optimizer)
+        self.runtime.plugin.load_state_dict(last.precision)
+        self.step, self.elapsed = last.step, last.elapsed
+        if self.runtime.is_main:
+            self.folder.forget_after(self.step)
+            trained = f"epoch {self.epoch}, {duration(self.elapsed)} of training"
+            self.log.progress.say(f"resumed at step {self.step} ({trained})")
+
+    def finish(self) -> Metrics:
+        """Evaluate once more, save, and write the model and summary.json; returns the summary."""
+        self.evaluate()
+        self.save()
+        spec, encoder = spec_of(self.settings), self.method.encoder
+        summary = self._summary(spec)
+        if self.runtime.is_main:
+            save_encoder(self.folder.path, encoder, file=spec.model_file, metadata={"method": spec.command})
+            write_json(self.folder.summary, summary)
+        self.runtime.barrier()
+        return summary
+
+    def _summary(self, spec: MethodSpec) -> Metrics:
+        """The last evaluation beside the one before the first step (random init), and what the run took."""
+        logged = list(self.folder.logged())
+        evaluations = [line for line in logged if "loss" not in line]
+        losses = [line["loss"] for line in logged if "loss" in line]
+        minutes = round(self.elapsed / 60, 2)
+        summary: Metrics = {"command": spec.command, "steps": self.step, "minutes": minutes}
+        if evaluations:
+            first, last = evaluations[0], evaluations[-1]
+            summary |= {"epochs": last["epoch"]}
+            summary |= {name: value for name, value in last.items() if name not in {"step", "epoch"}}
+            untrained = ("knn_top1", "neighbour_agreement", "effective_rank")
+            summary |= {f"{name}_random": first[name] for name in untrained if name in first}
+        if losses:
+            summary["loss"] = losses[-1]
+        summary["parameters"] = sum(
+            parameter.numel() for parameter in self.method.encoder.backbone.parameters()
+        )
+        if self.method.teacher is not None:
+            summary["parameters_teacher"] = self.method.teacher.parameters_count
+        summary["unreadable_images"] = len(self.quarantine)
+        return summary
+
+
+@contextmanager
+def open_run(settings: TrainSettings, folder: RunFolder, *, quiet: bool) -> Iterator[Run]:
+    """Set a run up, or restore it from its last checkpoint; its progress is shown until the context is left.
+
+    Raises:
+        InputError: data, teacher or settings are wrong.
+    """
+    keep_freed_memory()
+    data, spec = open_data(settings), spec_of(settings)
+    teacher = open_teacher(settings) if isinstance(settings, DistillSettings) else None
+    runtime = start(settings)
+    settings = settle(settings, folder, data, runtime)
+    plan = Plan(
+        images=data.training,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        micro_batches=settings.accumulate,
+        rank=runtime.group.rank,
+        processes=runtime.group.size,
+    )
+    method = spec.build(Setup(settings, teacher, runtime.group, plan.steps_per_epoch))
+    if runtime.is_main:
+        write_beginning(settings, folder, data, teacher)
+    forward, optimizer = wrap(settings, method, runtime)
+    with Progress(quiet=quiet or not runtime.is_main) as progress:
+        progress.say(f"{spec.label}: {settings.networks}")
+        progress.begin("step")
+        quarantine = Quarantine(folder, len(data.training), runtime.group.size)
+        run = Run(
+            settings=settings,
+            folder=folder,
+            runtime=runtime,
+            data=data,
+            plan=plan,
+            method=method,
+            forward=forward,
+            optimizer=optimizer,
+            schedule=build_schedule(settings, spec, plan),
+            quarantine=quarantine,
+            monitor=Monitor(settings, data, runtime, quarantine, teacher),
+            log=Log(folder, runtime.group, progress),
+        )
+        if folder.checkpoint.exists():
+            run.restore()
+        elif runtime.is_main:
+            folder.forget_after(-1)  # of a run that was killed before its first checkpoint
+        runtime.barrier()
+        yield run
+
+
+def open_teacher(settings: DistillSettings) -> Teacher:
+    """The frozen teacher of a run.
+
+    Raises:
+        InputError: there is no such teacher, or it cannot see the images as the settings want.
+    """
+    size = settings.teacher_image_size
+    names = {name: f"teacher_{name}" for name in ("weights", "arch", "output", "image_size")}
+    with argument("teacher", **names):
+        teacher = load_teacher(
+            settings.teacher,
+            weights=settings.teacher_weights,
+            arch=settings.teacher_arch,
+            output=settings.teacher_output,
+            small_stem=settings.small_stem and settings.teacher_weights == "random",
+            image_size=settings.image_size if size == "auto" else size,
+            seed=settings.seed,
+        )
+    expected = teacher.input
+    if size not in ("auto", expected.size):
+        remedy = f"it has to be a multiple of {expected.multiple}; give {expected.size}"
+        if expected.fixed:
+            remedy = f"this teacher takes images of {expected.size} px only; give that"
+        raise InputError(size, remedy, argument="teacher_image_size")
+    teacher_bands(settings, expected)  # refuses wrong ones before anything is measured
+    return teacher
+
+
+def settle(settings: TrainSettings, folder: RunFolder, data: RunData, runtime: Runtime) -> TrainSettings:
+    """Replace each "auto" by what it comes to; a resumed run keeps what it began with."""
+    workers = worker_count(settings.workers, runtime.device.type == "cuda")
+    mean, std = settings.channel_mean, settings.channel_std
+    if isinstance(data.reader, BandReader) and not mean:
+        mean, std = (tuple(folder.settled(name) or ()) for name in ("channel_mean", "channel_std"))
+        if not mean:
+            images = sample(data.training, MEASURED_ON, settings.seed, "channels")
+            mean, std = measured(data.source, images, data.reader, settings.image_size, workers)
+            both = runtime.largest([*mean, *std])  # the same for all processes to the last bit
+            mean, std = tuple(both[: len(mean)]), tuple(both[len(mean) :])
+    settled = settings.replaced(
+        channel_mean=mean, channel_std=std, precision=runtime.precision, workers=workers
+    )
+    before = folder.settled("queue_size")
+    if getattr(settings, "queue_size", None) == "auto" and before is not None:
+        settled = settled.replaced(queue_size=before)
+    return settled.settled(len(data.training))
+
+
+def write_beginning(
+    settings: TrainSettings, folder: RunFolder, data: RunData, teacher: Teacher | None
+) -> None:
+    """Write what is known before the first step: config.json, lineage.json, an empty quarantine.jsonl."""
+    folder.make()
+    write_json(folder.config, {"command": spec_of(settings).command, **settings.as_json()})
+    if not folder.lineage.exists():
+        write_json(folder.lineage, lineage(settings, data, teacher))
+    folder.quarantine.touch()
+
+
+def wrap(settings: TrainSettings, method: Method, runtime: Runtime) -> tuple[Forward, Optimizer]:
+    """Move a method to the device; Fabric wraps its module (mixed precision, DDP) and its optimizer."""
+    spec = spec_of(settings)
+    if spec.sync_batch_norm:
+        share_statistics(method.module, runtime)
+    method.to(runtime.device)
+    module: nn.Module = method.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    optimizer = build_optimizer(settings, module, fused=spec.fused_sgd)
+    return runtime.fabric.setup(module, optimizer)
+
+
+def build_schedule(settings: TrainSettings, spec: MethodSpec, plan: Plan) -> Schedule:
+    """The learning rate over a run."""
+    return Schedule(
+        peak=scaled_lr(settings, settings.lr),
+        steps_per_epoch=plan.steps_per_epoch,
+        epochs=settings.epochs,
+        warmup_epochs=None if settings.warmup_epochs == "auto" else settings.warmup_epochs,
+        max_minutes=settings.max_minutes,
+        final=scaled_lr(settings, settings.final_lr),
+        shape=settings.schedule,
+        auto_warmup_epochs=spec.warmup_epochs,
+    )

@@ -1,0 +1,109 @@
+"""What all methods with a teacher share: which views both networks see, and which channels the teacher sees."""
+
+from typing import TYPE_CHECKING
+
+from tinyseed.data.augmentation import View, ViewSettings
+from tinyseed.errors import MISSING, InputError
+from tinyseed.lazy import lazy
+from tinyseed.methods.base import Group, Method
+from tinyseed.settings.base import words
+from tinyseed.settings.train import DistillSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from tinyseed import shapes
+    from tinyseed.data import render as pixels
+    from tinyseed.models import contract, encoder, teacher
+else:
+    torch, shapes, pixels, contract, encoder, teacher = lazy(
+        "torch",
+        "tinyseed.shapes",
+        "tinyseed.data.render",
+        "tinyseed.models.contract",
+        "tinyseed.models.encoder",
+        "tinyseed.models.teacher",
+    )
+
+
+class Distillation(Method):
+    """A student that looks at the same view as a frozen teacher, each at its own resolution and normalization.
+
+    The teacher is a function that the method calls, never a part of its module.
+
+    Attributes:
+        teacher_bands: channels of a view that the teacher sees, counted from 0; None: all of them.
+    """
+
+    def __init__(
+        self,
+        student: "encoder.Encoder",
+        frozen: "teacher.Teacher",
+        group: Group | None = None,
+        *,
+        teacher_bands: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__(student, student, group)
+        self.teacher = frozen
+        self.teacher_bands = teacher_bands
+        own, its = student.input, frozen.input
+        alike = (own.mean, own.std, own.size) == (its.mean, its.std, its.size)
+        self._see_the_same = alike and teacher_bands is None
+
+    def view(self, settings: ViewSettings, image_size: int) -> View:
+        """A random view at the higher of the two networks' resolutions."""
+        return View(settings, max(image_size, self._teacher.input.size))
+
+    def see(self, view: "shapes.Images") -> "tuple[shapes.Images, shapes.Images]":
+        """A view in [0, 1] as the student expects it, and as the teacher does."""
+        for_student = prepared(view, self.encoder.input)
+        if self._see_the_same:
+            return for_student, for_student
+        seen = view if self.teacher_bands is None else view[:, list(self.teacher_bands)]
+        return for_student, prepared(seen, self._teacher.input)
+
+    def to(self, device: "torch.device") -> None:
+        """Move the method's own state and the teacher to a device."""
+        super().to(device)
+        self._teacher.to(device).channels_last()
+
+    @property
+    def _teacher(self) -> "teacher.Teacher":
+        assert self.teacher is not None
+        return self.teacher
+
+
+def prepared(view: "shapes.Images", expected: "contract.InputContract") -> "shapes.Images":
+    """A view in [0, 1] as a network expects it: at its resolution, normalized."""
+    resized = pixels.resized(view, expected.size, expected.interpolation)
+    return pixels.normalize(resized, expected.mean, expected.std)
+
+
+def teacher_bands(settings: DistillSettings, expected: "contract.InputContract") -> tuple[int, ...] | None:
+    """The channels of the images that the teacher sees, counted from 0; None: all as they are.
+
+    Raises:
+        InputError: too few or too many were given, they have to be given, or the teacher expects another pixel range.
+    """
+    given, wanted = settings.teacher_bands, expected.channels
+    reads_rgb = wanted == 3 and not expected.pixel_range
+    if not reads_rgb and expected.pixel_range != settings.pixel_range:
+        remedy = f"the teacher was trained with {words(expected.pixel_range) or 'the default'}; give the same"
+        raise InputError(words(settings.pixel_range) or "default", remedy, argument="pixel_range")
+    if given:
+        if len(given) != wanted:
+            remedy = f"the teacher sees {wanted} channels; give exactly {wanted}"
+            raise InputError(words(given), remedy, argument="teacher_bands")
+        return tuple(band - 1 for band in given)
+    if settings.channels == wanted:
+        return None
+    if settings.channels == 1:
+        return (0,) * wanted
+    if wanted == 3 and settings.channels > 3:
+        return (0, 1, 2)
+    example = words(tuple(min(place, settings.channels) for place in range(1, wanted + 1)))
+    remedy = (
+        f"the teacher sees {wanted} channels, the images have {settings.channels}; "
+        f"say which ones it sees, as in {example}"
+    )
+    raise InputError(MISSING, remedy, argument="teacher_bands")

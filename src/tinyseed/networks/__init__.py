@@ -1,0 +1,1 @@
+"""Networks of public checkpoints that no library has."""

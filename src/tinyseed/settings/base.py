@@ -1,0 +1,88 @@
+"""What all settings have in common: ranges, a check, names for the command line, a JSON form."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tinyseed.errors import InputError
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting may have.
+
+    >>> str(Range(0, 1)), str(Range(0, above=True))
+    ('from 0 to 1', 'above 0')
+    """
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return (value > self.low if self.above else value >= self.low) and value <= self.high
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            return f"{'above' if self.above else 'of at least'} {self.low:g}"
+        return f"from {self.low:g} to {self.high:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Base of all settings. The text below a field is its help; `metadata["alias"]` is a former name of it."""
+
+    RANGES: ClassVar[Mapping[str, Range]] = {}
+    """The range of each numeric field of this class; None and "auto" pass."""
+
+    def check(self) -> None:
+        """Refuse settings that cannot be meant.
+
+        Raises:
+            InputError: names the first setting that is out of its range, or does not go with another one.
+        """
+        for kind in reversed(type(self).__mro__):
+            for name, limits in vars(kind).get("RANGES", {}).items():
+                for value in _numbers(name, getattr(self, name)):
+                    if not math.isfinite(value) or value not in limits:
+                        raise InputError(value, f"give a number {limits}", argument=name)
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings as plain JSON values."""
+        fields = dataclasses.asdict(self)
+        return {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
+
+
+def _numbers(name: str, value: object) -> Iterator[float]:
+    for entry in value if isinstance(value, tuple) else (value,):
+        if entry in (None, "auto"):
+            continue
+        if isinstance(entry, bool) or not isinstance(entry, int | float):
+            raise InputError(entry, "give a number", argument=name)
+        yield entry
+
+
+def aliases(settings: type) -> dict[str, str]:
+    """Former names of renamed fields, and what they are called now."""
+    return {
+        field.metadata["alias"]: field.name
+        for field in dataclasses.fields(settings)
+        if "alias" in field.metadata
+    }
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting.
+
+    >>> flag("batch_size")
+    '--batch-size'
+    """
+    return "--" + name.replace("_", "-")
+
+
+def words(values: tuple[float, ...]) -> str:
+    """Numbers as they are typed on the command line."""
+    return " ".join(f"{value:g}" for value in values)

@@ -1,0 +1,231 @@
+"""Settings of training runs. A method adds its own in its own file (`methods/`)."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from tinyseed.errors import MISSING, InputError
+from tinyseed.settings.base import Range, Settings, words
+
+FREE_ON_RESUME = frozenset(
+    {"resume", "workers", "devices", "checkpoint_minutes", "log_every", "data", "val_data", "out", "teacher"}
+    | {"teacher_weights", "teacher_arch", "validation_images", "evaluate_every", "recipe"}
+)
+"""Settings in which a resumed run may differ from its beginning. Data that was moved is recognized by its contents."""
+
+MEASURED = frozenset({"channel_mean", "channel_std"})
+"""Settings that are measured on the images where they are not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelSettings(Settings):
+    """The channels of the images that a network is trained on."""
+
+    channels: int = 3
+    """Number of channels (bands) of the images; 3 means RGB."""
+    pixel_range: tuple[float, ...] = ()
+    """Stored values that are mapped to 0 and 1, e.g. 0 10000. By default the range of the files' type (floats: 0 1)."""
+    channel_mean: tuple[float, ...] = ()
+    """Mean of each channel, from 0 to 1. By default ImageNet's for RGB, otherwise measured on the images."""
+    channel_std: tuple[float, ...] = ()
+    """Standard deviation of each channel. By default as for the mean."""
+
+    RANGES: ClassVar = {"channels": Range(1, 4096)}
+
+    def check(self) -> None:
+        """Refuse settings that cannot be meant; see `Settings.check`."""
+        super().check()
+        span = self.pixel_range
+        if span and not (len(span) == 2 and all(map(math.isfinite, span)) and span[0] < span[1]):
+            remedy = "give two numbers, the lower first, as in 0 10000"
+            raise InputError(words(span), remedy, argument="pixel_range")
+        for name in ("channel_mean", "channel_std"):
+            values = getattr(self, name)
+            if values and (len(values) != self.channels or not all(map(math.isfinite, values))):
+                remedy = f"give {self.channels} numbers, one for each channel"
+                raise InputError(words(values), remedy, argument=name)
+        if any(value <= 0 for value in self.channel_std):
+            raise InputError(words(self.channel_std), "give numbers above 0", argument="channel_std")
+        if bool(self.channel_mean) != bool(self.channel_std):
+            name = "channel_std" if self.channel_mean else "channel_mean"
+            raise InputError(MISSING, "give the mean and the standard deviation, or neither", argument=name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(ChannelSettings):
+    """Settings of every training run."""
+
+    data: tuple[str, ...]
+    """Images to train on: folders, Parquet files, text files of paths, or torchvision:NAME data sets. Labels are never
+    used for training."""
+    out: Path
+    """Folder to write the run to."""
+    val_data: tuple[str, ...] = ()
+    """Held-out images to monitor the run on. By default 10 % of the data are held out."""
+    epochs: int = 200
+    """Number of passes over the data."""
+    max_minutes: float | None = None
+    """Train for this many minutes instead of a number of epochs; the schedule is stretched to fit."""
+    batch_size: int = 256
+    """Images per step, over all devices."""
+    accumulate: int = 1
+    """Gradient accumulation steps: split each batch into this many forward passes to save memory."""
+    image_size: int = 224
+    """Side length of the views in pixels."""
+    small_stem: bool = False
+    """Use a 3×3 stem with stride 1 and no max-pooling (ResNets, for images of up to 64 px)."""
+    optimizer: Literal["sgd", "lars"] = "sgd"
+    """Optimizer; LARS suits large batches."""
+    lr: float = 0.03
+    """Learning rate for a batch size of 256; it is scaled linearly with the batch size."""
+    final_lr: float = 0.0
+    """Learning rate at the end of the cosine schedule, also for a batch size of 256."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """Learning rate schedule after the warm-up: half a cosine, or division by ten at 60 % and 80 % of the run."""
+    momentum: float = 0.9
+    """Momentum of SGD and LARS."""
+    weight_decay: float = 1e-4
+    """Weight decay."""
+    lars_scope: Literal["weights", "all"] = "weights"
+    """Parameters that LARS adapts and decays: weights without biases and norms (SimCLR), or all (SwAV)."""
+    warmup_epochs: float | Literal["auto"] = "auto"
+    """Epochs of linear warm-up; auto: 5 (10 for SimCLR and SwAV), but at most a tenth of the run."""
+    seed: int = 0
+    """Seed of all random choices."""
+    devices: str = "auto"
+    """Number of GPUs, or of processes on a CPU; auto: all GPUs of this machine, or one process on the CPU."""
+    nodes: int = 1
+    """Number of machines that train together (start each with torchrun)."""
+    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    """Mixed precision of the networks; auto: bf16 where the hardware supports it natively, otherwise float32."""
+    workers: int | Literal["auto"] = "auto"
+    """Processes per device that decode images."""
+    resume: bool = False
+    """Resume the run in the output folder."""
+    checkpoint_minutes: float = 10.0
+    """Longest time between checkpoints in minutes; one is also written after each epoch."""
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
+    evaluate_every: int = 1
+    """Epochs between evaluations on the held-out images."""
+    validation_images: int = 1024
+    """Maximum number of held-out images to evaluate; the k-NN feature bank has up to four times as many."""
+    recipe: str | None = None
+    """Named settings to start from (see `tinyseed recipes`); flags given beside it take precedence."""
+
+    NETWORK: ClassVar[str]
+    """The field that names the network to train."""
+
+    RANGES: ClassVar = {
+        "epochs": Range(1),
+        "max_minutes": Range(0, above=True),
+        "batch_size": Range(1),
+        "accumulate": Range(1),
+        "image_size": Range(8, 4096),
+        "lr": Range(0, above=True),
+        "final_lr": Range(0),
+        "momentum": Range(0, 1),
+        "weight_decay": Range(0),
+        "warmup_epochs": Range(0),
+        "seed": Range(0, 2**63 - 1),
+        "nodes": Range(1),
+        "workers": Range(0, 1024),
+        "checkpoint_minutes": Range(0, above=True),
+        "log_every": Range(1),
+        "evaluate_every": Range(1),
+        "validation_images": Range(2),
+    }
+
+    @property
+    def network(self) -> str:
+        """Name of the network to train."""
+        return getattr(self, self.NETWORK)
+
+    @property
+    def networks(self) -> str:
+        """The networks that take part, for people."""
+        return self.network
+
+    def check(self) -> None:
+        """Refuse settings that cannot be meant; see `Settings.check`."""
+        super().check()
+        if self.devices != "auto" and not (self.devices.isdigit() and int(self.devices) > 0):
+            raise InputError(self.devices, "give auto or a number of at least 1", argument="devices")
+        if self.batch_size % self.accumulate:
+            remedy = f"it has to be a multiple of `accumulate` {self.accumulate}"
+            raise InputError(self.batch_size, remedy, argument="batch_size")
+        if self.warmup_epochs != "auto" and self.max_minutes is None and self.warmup_epochs >= self.epochs:
+            remedy = f"it has to be below `epochs` {self.epochs}"
+            raise InputError(self.warmup_epochs, remedy, argument="warmup_epochs")
+        if self.final_lr > self.lr:
+            raise InputError(self.final_lr, f"give a number up to `lr` {self.lr:g}", argument="final_lr")
+
+    def settled(self, images: int) -> "TrainSettings":
+        """The same settings with each "auto" that depends on the number of training images replaced."""
+        del images
+        return self
+
+    def replaced(self, **changes: Any) -> "TrainSettings":  # noqa: ANN401
+        """The same settings with some of them changed."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillSettings(TrainSettings):
+    """Settings of every run of `tinyseed distill`: a student learns from a frozen teacher."""
+
+    teacher: str
+    """Frozen network to learn from: a run folder, a checkpoint file or its URL, or a model name (docs/teachers.md)."""
+    student: str
+    """Network to train: a model name (timm's, or torchvision/NAME)."""
+    teacher_weights: str | None = None
+    """Weights of a teacher given by name: a file or its URL, or `random` for controls."""
+    teacher_arch: str | None = None
+    """Architecture (a model name) of a teacher checkpoint that does not state it."""
+    teacher_output: Literal["auto", "head", "backbone", "trunk"] = "auto"
+    """What the student learns: the embedding after the teacher's head, or its backbone features (trunk is the former
+    name); auto: the head, where there is one."""
+    teacher_image_size: int | Literal["auto"] = "auto"
+    """Side length in pixels of the views that the teacher sees; auto: the image size, or the next one it can take."""
+    teacher_bands: tuple[int, ...] = ()
+    """Channels, counted from 1, that the teacher sees. By default the first three, or a single channel repeated."""
+
+    NETWORK: ClassVar[str] = "student"
+    RANGES: ClassVar = {"teacher_image_size": Range(8, 4096)}
+
+    @property
+    def networks(self) -> str:
+        """Teacher and student, for people."""
+        return f"{self.teacher} → {self.student}"
+
+    def check(self) -> None:
+        """Refuse settings that cannot be meant; see `Settings.check`."""
+        super().check()
+        for band in self.teacher_bands:
+            if not 1 <= band <= self.channels:
+                have = "1 channel" if self.channels == 1 else f"{self.channels} channels"
+                remedy = f"the images have {have}; give numbers from 1 to {self.channels}"
+                raise InputError(band, remedy, argument="teacher_bands")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings(TrainSettings):
+    """Settings of every run of `tinyseed pretrain`: a network is trained without labels and without a teacher."""
+
+    backbone: str
+    """Network to train: a model name (timm's, or torchvision/NAME)."""
+
+    NETWORK: ClassVar[str] = "backbone"
+
+
+def check_batch_has_pairs(settings: TrainSettings) -> None:
+    """Methods that compare the images of a batch with each other need two of them in each forward pass.
+
+    Raises:
+        InputError: the batch is too small.
+    """
+    if settings.batch_size < 2 * settings.accumulate:
+        remedy = f"give at least {2 * settings.accumulate}: images are compared with others of the same forward pass"
+        raise InputError(settings.batch_size, remedy, argument="batch_size")
