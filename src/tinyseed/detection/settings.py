@@ -1,6 +1,5 @@
 """The settings of `evaluate detect`."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -24,7 +23,7 @@ RANDOM_INIT = "random"
 class DetectSettings(EvaluationSettings):
     """Settings of `tinyseed evaluate detect`."""
 
-    RANGES: ClassVar[Mapping[str, Range]] = {
+    RANGES: ClassVar = {
         "image_size": Range(32),
         "batch_size": Range(1),
         "lr": Range(0, above=True),

@@ -1,6 +1,5 @@
 """`tinyseed evaluate knn`: weighted k-NN on frozen features."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -31,7 +30,7 @@ Weighting = Literal["weighted", "majority", "both"]
 class KnnSettings(ModelEvaluationSettings):
     """Settings of `tinyseed evaluate knn`."""
 
-    RANGES: ClassVar[Mapping[str, Range]] = {"k": Range(1)}
+    RANGES: ClassVar = {"k": Range(1)}
 
     k: tuple[int, ...] = ()
     """Numbers of neighbors that vote; by default those of 10, 20 and 200 that the training images suffice for."""

@@ -4,7 +4,6 @@ There are two protocols: "fast" solves logistic regression on features of the ce
 SGD on random crops as MoCo did.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -33,7 +32,7 @@ else:
 class LinearSettings(TrainingSettings, ModelEvaluationSettings):
     """Settings of `tinyseed evaluate linear`."""
 
-    RANGES: ClassVar[Mapping[str, Range]] = {
+    RANGES: ClassVar = {
         "seeds": Range(1),
         "l2": Range(0, above=True),
         "epochs": Range(1),

@@ -4,7 +4,7 @@ Random init, the baseline (if given), the student and the teacher are measured b
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -48,7 +48,7 @@ COSTS = {
 class RetentionSettings(semi.FineTuneSettings):
     """Settings of `tinyseed evaluate retention`."""
 
-    RANGES: ClassVar[Mapping[str, Range]] = {"threads": Range(1)}
+    RANGES: ClassVar = {"threads": Range(1)}
 
     student: str
     """The small model: a run folder, an exported file, or a backbone's name."""

@@ -7,7 +7,7 @@ Differs: the last epoch is measured, not the best one on the test images; an inc
     rates scale with a batch that is not 256; small subsets take smaller batches and more epochs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -41,7 +41,7 @@ FEWEST_BATCHES, FEWEST_STEPS, SMALLEST_BATCH = 4, 200, 8
 class FineTuneSettings(TrainingSettings):
     """Settings of fine-tuning on label subsets; "auto" is SwAV's setting, adapted to small subsets."""
 
-    RANGES: ClassVar[Mapping[str, Range]] = {
+    RANGES: ClassVar = {
         "fraction": Range(0, 1, above=True),
         "epochs": Range(1),
         "batch_size": Range(2),

@@ -1,7 +1,6 @@
 """`tinyseed evaluate transfer`: the backbone on another data set, frozen or fine-tuned."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -42,7 +41,7 @@ Better?", CVPR 2019, table 1 (Caltech-101, Oxford-IIIT Pets, FGVC Aircraft, Oxfo
 class TransferSettings(TrainingSettings, ModelEvaluationSettings):
     """Settings of `tinyseed evaluate transfer`."""
 
-    RANGES: ClassVar[Mapping[str, Range]] = {
+    RANGES: ClassVar = {
         "lr": Range(0, above=True),
         "epochs": Range(1),
         "batch_size": Range(2),

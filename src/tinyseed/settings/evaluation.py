@@ -1,6 +1,5 @@
 """Settings that the evaluations share; each evaluation extends one of these classes with settings of its own."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -15,7 +14,7 @@ BankPrecision = Literal["auto", "32", "16"]
 class EvaluationSettings(Settings):
     """The data, its size, and where the report goes."""
 
-    RANGES: ClassVar[Mapping[str, Range]] = {
+    RANGES: ClassVar = {
         "image_size": Range(8),
         "limit": Range(1),
         "workers": Range(0),
