@@ -46,7 +46,7 @@ def test_distill_load_and_evaluate_from_python(photos, tmp_path):
 
 
 def test_an_unknown_setting_is_refused_with_the_closest(photos, tmp_path):
-    with pytest.raises(InputError, match="batchsize: 8: no such setting; did you mean batch_size"):
+    with pytest.raises(InputError, match="batchsize=8: unknown setting; did you mean batch_size"):
         tinyseed.distill(
             data=photos, teacher="resnet10t", student="resnet10t", out=tmp_path / "o", batchsize=8
         )

@@ -53,11 +53,11 @@ def test_help_of_each_verb_shows_an_example_first(capsys, verb, begins):
     [
         (("destill",), "verb: destill: give one of distill, pretrain, evaluate, recipes, teachers, demo"),
         (("pretrain", "byol"), "method: byol: give one of moco-v1, moco-v2, simclr, swav"),
-        (("evaluate", "magic"), "evaluation: magic: give knn"),
+        (("evaluate", "magic"), "evaluation: magic: give one of knn"),
         (("distill",), "--data: missing: give it, as in: tinyseed distill"),
         (
             ("distill", "--data", "x", "--batch-sise", "3"),
-            "--batch-sise: 3: no such flag; did you mean --batch-size?",
+            "--batch-sise: 3: unknown flag; did you mean --batch-size?",
         ),
         (
             ("distill", "--data", "/nowhere", "--teacher", "t", "--student", "resnet18", "--out", "o"),
@@ -81,7 +81,6 @@ def test_pretrain_alone_lists_the_methods(capsys):
     code, out, _ = typed(capsys, "pretrain")
     assert code == 0
     assert out.startswith("tinyseed pretrain moco-v2 --data")
-    assert tuple(cli.METHODS) == tuple(PRETRAIN_METHODS)
     assert all(f"\n  {name}" in out for name in PRETRAIN_METHODS)
 
 

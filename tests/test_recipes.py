@@ -36,17 +36,17 @@ def test_every_recipe_trains_for_two_steps(few_photos, tmp_path, name):
     tiny |= {"workers": 0, "precision": "32", "small_stem": False}
     if "queue_size" in recipe.settings():
         tiny["queue_size"] = 8
-    if recipe.verb == "pretrain swav":
+    if recipe.command == "pretrain swav":
         tiny |= {"prototypes": 5, "small_crop_size": 8, "small_crops": 1, "queue_start_epoch": 0}
-    if recipe.verb == "distill":
+    if recipe.command == "distill":
         networks = {"teacher": "resnet10t", "teacher_weights": "random", "student": "resnet10t"}
         summary = tinyseed.distill(data=few_photos, out=tmp_path / "run", **networks, **tiny)
     else:
-        method = recipe.verb.removeprefix("pretrain ")
+        method = recipe.command.removeprefix("pretrain ")
         summary = tinyseed.pretrain(
             method, data=few_photos, backbone="resnet10t", out=tmp_path / "run", **tiny
         )
-    assert (summary["command"], summary["steps"]) == (recipe.verb, 2)
+    assert (summary["command"], summary["steps"]) == (recipe.command, 2)
     told = json.loads((tmp_path / "run" / "config.json").read_text())
     assert told["recipe"] == name
     taken = {
@@ -60,7 +60,7 @@ def test_every_recipe_trains_for_two_steps(few_photos, tmp_path, name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_names_fields_of_its_method_and_its_source(name):
     recipe = RECIPES[name]
-    assert recipe.settings().keys() <= {field.name for field in fields(SETTINGS[recipe.verb])}
+    assert recipe.settings().keys() <= {field.name for field in fields(SETTINGS[recipe.command])}
     assert "Source: " in recipe.notes
     assert "\n" not in recipe.about
     assert inspect.getdoc(recipe.settings).startswith(recipe.about)
@@ -120,13 +120,16 @@ def test_flags_win_over_a_recipe(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("recipes", "nothing"), "recipe: nothing: give one of seed-imagenet, "),
+        (("recipes", "nothing"), "recipe: nothing: unknown recipe; give one of seed-imagenet, "),
         (("recipes", "seed-cifar", "more"), "recipe: more: give one name at a time"),
         (
             ("pretrain", "swav", "--recipe", "simclr-cifar"),
-            "recipe=simclr-cifar: is for tinyseed pretrain simclr; here give one of swav-imagenet, ",
+            "--recipe: simclr-cifar: is for tinyseed pretrain simclr; here give one of swav-imagenet, ",
         ),
-        (("distill", "--recipe", "seed"), "recipe=seed: give one of seed-imagenet, seed-cifar"),
+        (
+            ("distill", "--recipe", "seed"),
+            "--recipe: seed: unknown recipe; give one of seed-imagenet, seed-cifar",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(capsys, arguments, told):

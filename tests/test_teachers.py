@@ -36,11 +36,11 @@ def test_a_file_is_described(capsys, moco):
     for line in (
         "method       MoCo v2",
         "architecture torchvision/resnet18",
-        "trunk        512 features",
+        "backbone     512 features",
         "head         mlp, to 24",
         "epochs       200",
         "images       224 px, bilinear",
-        "used         trunk 120, head 4 (tensors)",
+        "used         backbone 120, head 4 (tensors)",
         "unused       queue 1, queue_ptr 1, encoder_k 124 (tensors)",
     ):
         assert f"  {line}\n" in out
@@ -72,7 +72,7 @@ def test_names_are_described(capsys):
         (["gone.pth"], "FILE: gone.pth: no such file or folder"),
         (["resnet81"], "FILE: resnet81: unknown model; did you mean"),
         (["--json"], "--json: given: the file comes first"),
-        (["FILE", "--jason"], "--jason: given: no such flag; did you mean --json?"),
+        (["FILE", "--jason"], "--jason: given: unknown flag; did you mean --json?"),
         (["FILE", "--teacher-arch", "resnet10t"], "does not fit resnet10t, nothing was loaded"),
     ],
 )
@@ -104,7 +104,7 @@ def test_a_public_checkpoint_is_evaluated(capsys, moco, photos):
     code, out, err = typed(capsys, "evaluate", "knn", "--model", moco, "--train-data", photos, "--test-data", photos,
                            "--image-size", 32, "--k", 3)  # fmt: skip
     assert code == 0, err
-    assert "60 test images against 60" in out
+    assert "60 test images, 60 training images" in out
 
 
 def test_what_it_teaches_is_chosen(capsys, moco, photos, tmp_path):

@@ -1,8 +1,8 @@
 """The two ways in which tinyseed fails on purpose, and how an error gets the name of the argument that it is about.
 
 Library functions say which value is wrong and what to do about it. A caller that passes its own argument on says so
-with `argument(...)`; the command line then writes `--teacher`, Python writes `teacher=`. A remedy names other arguments in
-backticks (`` `teacher_weights` ``), which the command line turns into flags.
+with `argument(...)`; the command line then writes `--teacher`, Python writes `teacher=`. A remedy names other arguments
+in backticks (`` `teacher_weights` ``), which the command line turns into flags.
 """
 
 import re
@@ -40,7 +40,7 @@ class InputError(ValueError):
     def __str__(self) -> str:
         if self.argument is None:
             return _one_line(f"{self.value}: {self.remedy}")
-        between = ": " if self.value == MISSING else "="
+        between = ": " if self.value is MISSING else "="  # a folder may be called "missing"
         return _one_line(f"{self.argument}{between}{self.value}: {self.remedy}")
 
     def rename(self, name: str | None, renamed: Mapping[str, str]) -> None:

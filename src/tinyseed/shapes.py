@@ -24,6 +24,9 @@ CropPixels = UInt8[Tensor, "n c _ _"] | Float32[Tensor, "n c _ _"]
 Images = Float[Tensor, "n c h w"]
 """Float images: in [0, 1], or normalized where a name says so."""
 
+ImagesOfAnySize = Float[Tensor, "n _ _ _"]
+"""The same, for one of several inputs that may differ in size and channels."""
+
 Features = Float[Tensor, "n f"]
 """Backbone outputs, any scale."""
 

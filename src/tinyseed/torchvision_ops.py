@@ -197,7 +197,7 @@ def _samples(
 def _axis(
     starts: Float[Tensor, " k"], sides: Float[Tensor, " k"], cells: int, samples: int, length: int
 ) -> tuple[Int64[Tensor, "k cells s"], Float[Tensor, "k cells s"]]:
-    """Pixels that a cell's samples read along one axis, two per sample, and their weights: 0 beyond one pixel outside."""
+    """Pixels that a cell's samples read along one axis, two per sample, and their weights."""
     shares = (torch.arange(cells * samples, device=sides.device, dtype=sides.dtype) + 0.5) / (cells * samples)
     places = starts[:, None] + shares * sides[:, None]
     inside = ((places >= -1) & (places <= length)) / samples

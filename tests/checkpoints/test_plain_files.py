@@ -10,13 +10,15 @@ from torch import nn
 from torchvision import models
 
 from tinyseed.checkpoints import formats
-from tinyseed.checkpoints.fit import fit_published
+from tinyseed.checkpoints.fit import fit_network
 from tinyseed.checkpoints.load import describe_model, load_model, load_teacher
 from tinyseed.checkpoints.saved import save_encoder
 from tinyseed.checkpoints.signatures import _index, signature
 from tinyseed.errors import InputError, argument
 from tinyseed.models.backbones import build_backbone
+from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder, build_projector
+from tinyseed.models.libraries import Build, LibraryNetwork
 from tinyseed.models.spec import ModelSpec
 
 
@@ -149,6 +151,7 @@ def test_the_output_is_chosen(tmp_path):
     backbone = build_backbone("resnet10t", seed=0, image_size=32)
     save_encoder(tmp_path, Encoder(backbone, build_projector("mlp", backbone.width, 16, seed=0)))
     assert load_teacher(tmp_path).dim == load_teacher(tmp_path, output="head").dim == 16
+    assert not load_model(ModelSpec(tmp_path, output="backbone")).training
     assert load_teacher(tmp_path, output="trunk").dim == load_teacher(tmp_path, output="backbone").dim == 512
     assert "has no head" in refused("resnet10t", weights="random", output="head")
     assert "has no head" in refused(tmp_path / "student.safetensors", output="head")
@@ -262,6 +265,6 @@ def test_clip_as_openai_published_it(tmp_path):
     for new, old in {"norm_pre": "ln_pre", "norm": "ln_post", **renamed}.items():
         clip |= {f"visual.{old}.{part}": state[f"{new}.{part}"] for part in ("weight", "bias")}
     network = timm.models.vision_transformer.VisionTransformer(num_classes=0, **settings)
-    fit_published(network, clip, name="clip", source="clip.pt", left_out=("head",))
+    fit_network(LibraryNetwork(network, Build("clip", "timm"), InputContract(), ("head",)), clip, "clip.pt")
     loaded = network.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in loaded.items())

@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Images this small take longer on several threads, much longer where other work shares the cores."""
+    """Tensors this small take longer on several threads, and much longer if other work shares the cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

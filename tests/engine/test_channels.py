@@ -13,8 +13,8 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tinyseed.evaluation.command import KnnConfig, run_knn
 
+from tinyseed.checkpoints.saved import load_encoder
 from tinyseed.data.loader import evaluation_batches
 from tinyseed.data.readers import BandReader, reader_for
 from tinyseed.data.sources import open_source
@@ -23,19 +23,20 @@ from tinyseed.engine.data import measured
 from tinyseed.engine.signals import Stopped
 from tinyseed.engine.train import train
 from tinyseed.errors import InputError, RunError
+from tinyseed.evaluation import knn
+from tinyseed.evaluation.run import evaluate
 from tinyseed.methods.distillation import teacher_bands
 from tinyseed.methods.moco import MoCoSettings
 from tinyseed.methods.seed import SeedSettings
 from tinyseed.methods.simclr import SimCLRSettings
 from tinyseed.methods.swav import SwAVSettings
 from tinyseed.models.contract import InputContract
-from tinyseed.models.encoder import load_encoder
 
 SMALL = {"batch_size": 8, "image_size": 32, "workers": 0, "precision": "32", "log_every": 1}
 
 
 def write_tiles(folder: Path, channels: int, each: int = 15) -> Path:
-    """16-bit tiles of two classes that differ in the last band alone."""
+    """16-bit tiles of two classes that differ in the last is band alone."""
     generator = np.random.default_rng(0)
     for name in ("dry", "wet"):
         (folder / name).mkdir(parents=True)
@@ -76,8 +77,9 @@ def finished(tiles, tmp_path_factory):
     real = engine.train_step
 
     def watched(run, batches, lr):
-        real(run, batches, lr)
+        outputs = real(run, batches, lr)
         seen.append(run)
+        return outputs
 
     engine.train_step = watched
     try:
@@ -144,33 +146,34 @@ def test_a_step_is_the_formula_with_the_chosen_bands(finished):
     np.testing.assert_allclose(output.rows.numpy(), teacher, atol=1e-5)
 
 
-def test_the_watch_measures_the_teacher_on_its_bands(tiles, finished):
+def test_the_monitor_measures_the_teacher_on_its_bands(tiles, finished):
     run = finished[2]
     shown = run.data.reader
     (batch,) = evaluation_batches(open_source([str(tiles)]), np.arange(30), size=32, reader=shown)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     rgb = batch.pixels[:, [2, 1, 0]]
     features = run.method.teacher.features((rgb - mean.view(3, 1, 1)) / std.view(3, 1, 1))
-    torch.testing.assert_close(run.watch.teacher.features, features, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(run.monitor.teacher.features, features, rtol=1e-4, atol=1e-4)
 
 
 def test_knn_reads_the_bands_as_the_model_was_trained(tiles, finished, tmp_path):
     copy = tmp_path / "copy"  # of one class more, so that it is other data, and each image finds itself
     shutil.copytree(tiles, copy)
     shutil.copytree(next(folder for folder in tiles.iterdir() if folder.is_dir()), copy / "zzz")
-    report = run_knn(
-        KnnConfig(model=str(finished[0]), train_data=(str(tiles),), test_data=(str(copy),), k=(1,))
-    )
+    data = {"train_data": (str(tiles),), "test_data": (str(copy),)}
+    report = evaluate(knn.SPEC, knn.KnnSettings(model=str(finished[0]), k=(1,), **data))
     assert report.unreadable_images == 0
     images = len(list(tiles.rglob("*.tif*")))
     assert report.results[0]["top1"] == pytest.approx(100 * images / report.test_images)
 
 
 def test_knn_on_files_of_other_bands_says_why_it_cannot(finished, photos):
+    data = {"train_data": (str(photos),), "test_data": (str(photos),)}
+    settings = knn.KnnSettings(model=str(finished[0]), **data)
     with pytest.raises(
         RunError, match=r"no image could be read.*\.jpg: the file has 3 bands, 4 were asked for"
     ):
-        run_knn(KnnConfig(model=str(finished[0]), train_data=(str(photos),), test_data=(str(photos),)))
+        evaluate(knn.SPEC, settings)
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(tiles, tmp_path, monkeypatch):
@@ -178,16 +181,17 @@ def test_a_stopped_run_goes_on_bit_for_bit(tiles, tmp_path, monkeypatch):
     real = engine.train_step
 
     def stops_in_the_second(run, batches, lr):
-        real(run, batches, lr)
+        outputs = real(run, batches, lr)
         if run.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
+        return outputs
 
     monkeypatch.setattr(engine, "train_step", stops_in_the_second)
     with pytest.raises(Stopped):
         train(config(tiles, tmp_path / "broken"), quiet=True)
     monkeypatch.undo()
     # A resumed run takes the figures that it began with; it does not measure them anew.
-    monkeypatch.setattr("tinyseed.engine.build.measured", None)
+    monkeypatch.setattr("tinyseed.engine.run.measured", None)
     train(config(tiles, tmp_path / "broken", resume=True), quiet=True)
     whole, broken = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["module"]
@@ -225,7 +229,7 @@ def test_a_teacher_of_four_channels_sees_them_all(tiles, tmp_path):
     train(config(tiles, tmp_path / "student", **changes), quiet=True)
     with pytest.raises(InputError, match=r"pixel_range=0 5000: the teacher was trained with 0 10000"):
         train(config(tiles, tmp_path / "other", **changes | {"pixel_range": (0.0, 5000.0)}), quiet=True)
-    with pytest.raises(InputError, match=r"teacher_bands=3 2 1: the teacher sees 4 channels; give so many"):
+    with pytest.raises(InputError, match=r"teacher_bands=3 2 1: the teacher sees 4 channels; give exactly"):
         train(config(tiles, tmp_path / "other", **changes | {"teacher_bands": (3, 2, 1)}), quiet=True)
 
 
@@ -245,22 +249,22 @@ def test_the_other_methods_take_bands(tiles, tmp_path, method):
             "teacher_bands=5: the images have 4 channels; give numbers from 1 to 4",
         ),
         ({"teacher_bands": (0, 2, 1)}, "teacher_bands=0: the images have 4 channels"),
-        ({"teacher_bands": (2, 1)}, "teacher_bands=2 1: the teacher sees 3 channels; give so many"),
+        ({"teacher_bands": (2, 1)}, "teacher_bands=2 1: the teacher sees 3 channels; give exactly"),
         (
             {"channels": 2, "teacher_bands": ()},
             "teacher_bands: missing: the teacher sees 3 channels, the images",
         ),
-        ({"channels": 0, "teacher_bands": ()}, "channels=0: give a number at least 1"),
-        ({"channels": 5}, "channels=5: none of the 27 images looked at can be read, the last "),
+        ({"channels": 0, "teacher_bands": ()}, "channels=0: give a number from 1 to 4096"),
+        ({"channels": 5}, "channels=5: none of 27 images can be read, the last is "),
         ({"pixel_range": (3.0, 3.0)}, "pixel_range=3 3: give two numbers, the lower first"),
         ({"pixel_range": (9.0, 3.0)}, "pixel_range=9 3: give two numbers"),
         ({"pixel_range": (9.0,)}, "pixel_range=9: give two numbers"),
         ({"pixel_range": (0.0, float("inf"))}, "pixel_range=0 inf: give two numbers"),
-        ({"pixel_range": (60000.0, 65000.0)}, "pixel_range=60000 65000: every pixel looked at becomes 0"),
+        ({"pixel_range": (60000.0, 65000.0)}, "pixel_range=60000 65000: every pixel becomes 0"),
         ({"channel_mean": (0.5,)}, "channel_mean=0.5: give 4 numbers, one for each channel"),
         (
             {"channel_mean": (0.5,) * 4},
-            "channel_std: missing: give mean and standard deviation, or neither",
+            "channel_std: missing: give the mean and the standard deviation, or neither",
         ),
         (
             {"channel_mean": (0.5,) * 4, "channel_std": (0.0,) * 4},
@@ -293,7 +297,7 @@ def test_given_figures_are_not_measured_and_wrong_files_end_the_run(tiles, tmp_p
 
 
 def test_a_missing_reader_is_told_before_anything_is_written(tiles, tmp_path, monkeypatch):
-    monkeypatch.setattr(bands, "find_spec", lambda name: None)
+    monkeypatch.setattr("tinyseed.data.bands.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"tifffile and imagecodecs: pip install tinyseed\[bands\]"):
         train(config(tiles, tmp_path / "run"), quiet=True)
     assert not (tmp_path / "run").exists()

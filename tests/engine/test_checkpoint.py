@@ -84,7 +84,7 @@ def test_a_really_full_disk_leaves_the_last_checkpoint(tmp_path):
 def test_a_broken_file_and_another_format_are_refused_in_one_line(tmp_path):
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(b"PK\x03\x04 not a checkpoint")
-    with pytest.raises(InputError, match="no readable checkpoint") as caught:
+    with pytest.raises(InputError, match="cannot be read as a checkpoint") as caught:
         checkpoint.load(broken)
     assert "\n" not in str(caught.value)
     torch.save({"format": 99}, tmp_path / "other.ckpt")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from tinyseed.engine.optim import build_optimizer, peak_lr
+from tinyseed.engine.optim import build_optimizer, scaled_lr
 from tinyseed.methods.moco import MoCoSettings
 from tinyseed.methods.simclr import SimCLRSettings
 from tinyseed.methods.swav import SwAVSettings
@@ -41,7 +41,7 @@ def steps_by_formula(
 @pytest.mark.parametrize("config", [SimCLRSettings, SwAVSettings])
 def test_lars_takes_the_steps_of_its_formula(config):
     settings = config(**PLACE, weight_decay=0.1)
-    assert peak_lr(settings) == 0.6
+    assert scaled_lr(settings, settings.lr) == 0.6
     module = network()
     before = [parameter.detach().numpy().copy() for parameter in module.parameters()]
     optimizer = build_optimizer(settings, module)

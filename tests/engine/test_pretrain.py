@@ -71,8 +71,8 @@ def test_each_method_learns_and_its_report_reads_right(photos, tmp_path, kind, c
     assert (out / "encoder.safetensors").exists()
     page = unescape((out / "report.html").read_text())
     assert f"{verb} · " in page
-    assert "It does not tell whether the features are good" in page
-    for nonsense in ("teacher", "student of", "neighbours shared"):
+    assert "does not tell whether the features are good" in page
+    for nonsense in ("teacher", "student of", "neighbors shared"):
         assert nonsense not in page.split("<h2>Settings")[0].split("</style>")[1], nonsense
 
 
@@ -99,9 +99,10 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(photos, tmp_path, mon
     real_step = engine.train_step
 
     def stops_in_the_ninth(run, batches, lr):
-        real_step(run, batches, lr)
+        outputs = real_step(run, batches, lr)
         if run.step == 8:
             os.kill(os.getpid(), signal.SIGTERM)
+        return outputs
 
     monkeypatch.setattr(engine, "train_step", stops_in_the_ninth)
     with pytest.raises(Stopped):
@@ -122,8 +123,9 @@ def test_prototypes_stand_still_in_the_first_epoch_and_then_move(photos, tmp_pat
     real_step = engine.train_step
 
     def looks(run, batches, lr):
-        real_step(run, batches, lr)
+        outputs = real_step(run, batches, lr)
         seen.append(run.method.module.prototypes.weight.detach().clone())
+        return outputs
 
     monkeypatch.setattr(engine, "train_step", looks)
     settings = {"epochs": 2, "lr": 3.0, "optimizer": optimizer, "queue_start_epoch": 0}
@@ -145,34 +147,34 @@ def test_prototypes_stand_still_in_the_first_epoch_and_then_move(photos, tmp_pat
         (
             SimCLRSettings,
             {"color_strength": 3.0},
-            "color_strength=3.0: give a number at least 0 and at most 2.5",
+            "color_strength=3.0: give a number from 0 to 2.5",
         ),
-        (SimCLRSettings, {"final_lr": 1.0}, "final_lr=1.0: give a number up to --lr 0.3"),
+        (SimCLRSettings, {"final_lr": 1.0}, "final_lr=1.0: give a number up to `lr` 0.3"),
         (SwAVSettings, {"batch_size": 1}, "batch_size=1: give at least 2"),
-        (SwAVSettings, {"large_crops": 1}, "large_crops=1: give a number at least 2"),
-        (SwAVSettings, {"small_crops": -1}, "small_crops=-1: give a number at least 0"),
-        (SwAVSettings, {"prototypes": 1}, "prototypes=1: give a number at least 2"),
+        (SwAVSettings, {"large_crops": 1}, "large_crops=1: give a number from 2 to 64"),
+        (SwAVSettings, {"small_crops": -1}, "small_crops=-1: give a number from 0 to 64"),
+        (SwAVSettings, {"prototypes": 1}, "prototypes=1: give a number of at least 2"),
         (SwAVSettings, {"epsilon": 0.0}, "epsilon=0.0: give a number above 0"),
         (
             SwAVSettings,
             {"small_crop_scale": (0.5, 0.2)},
-            "small_crop_scale=0.5 0.2: give two shares",
+            "small_crop_scale=0.5 0.2: give two fractions",
         ),
         (
             SwAVSettings,
             {"large_crop_scale": (0.0, 1.0)},
-            "large_crop_scale=0.0 1.0: give two shares",
+            "large_crop_scale=0.0 1.0: give two fractions",
         ),
         (
             SwAVSettings,
             {"large_crop_scale": (0.1, 1.5)},
-            "large_crop_scale=0.1 1.5: give two shares",
+            "large_crop_scale=0.1 1.5: give two fractions",
         ),
     ],
 )
 def test_settings_that_no_run_can_have(photos, tmp_path, kind, changes, told):
     with pytest.raises(InputError) as caught:
-        check(config(kind, photos, tmp_path / "run", **changes))
+        config(kind, photos, tmp_path / "run", **changes).check()
     assert str(caught.value).startswith(told)
     assert "\n" not in str(caught.value)
 
@@ -184,7 +186,7 @@ def test_a_network_that_takes_no_small_crops_is_refused(photos, tmp_path):
     with pytest.raises(InputError) as caught:
         train(config(SwAVSettings, photos, out, backbone=backbone), quiet=True)
     assert str(caught.value).startswith(f"small_crop_size=16: {backbone} cannot take crops of 16 px")
-    assert "--small-crops 0" in str(caught.value)
+    assert "`small_crops` 0" in str(caught.value)
     assert not out.exists()
 
 

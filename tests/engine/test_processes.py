@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tinyseed import cli
+
 DISTILL = (
     "distill",
     "--teacher",
@@ -44,11 +46,10 @@ def launch(
         *lengths.split(),
         *more,
     ]
-    runner = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        if processes > 1
-        else []
-    )
+    if processes == 1:  # the reference needs no process of its own
+        cli.run(settings)
+        return torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
+    runner = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(
         [sys.executable, *runner, "-m", "tinyseed.cli", *settings],
         capture_output=True,

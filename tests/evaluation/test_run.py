@@ -10,10 +10,9 @@ import pytest
 import tinyseed
 from tinyseed.errors import InputError, RunError
 from tinyseed.evaluation import logistic
-from tinyseed.evaluation.base import Interrupted, Measurement, Subject, merge
+from tinyseed.evaluation.base import Interrupted, Measurement, Resume, Subject, merge
 from tinyseed.evaluation.logistic import fit_logistic
 from tinyseed.evaluation.report import show
-from tinyseed.evaluation.resume import Resume
 from tinyseed.evaluation.run import evaluate
 from tinyseed.evaluations import EVALUATIONS, find_evaluation
 
@@ -83,11 +82,8 @@ def test_what_an_evaluation_leaves_is_all_in_its_folder(settings, tmp_path):
     report = evaluate(spec, CentroidSettings(model=MODEL, out=tmp_path, **settings))
     assert report is not None
     assert report.notes == ("a note", "3 unreadable images left out")
-    assert json.loads((tmp_path / "evaluate-centroid.json").read_text())["classes"] == [
-        "blue",
-        "green",
-        "red",
-    ]
+    content = json.loads((tmp_path / "evaluate-centroid.json").read_text())
+    assert content["versions"] == report.versions == {"all": "1"}
     assert (tmp_path / "list.txt").read_text() == "a\nb\n"
     for name in ("evaluate-centroid.md", "page.md"):
         assert (tmp_path / name).read_text() == f"# {MODEL}\n"

@@ -12,6 +12,8 @@ from jaxtyping import config as jaxtyping_config
 
 from tinyseed.objectives.queue import Queue, auto_queue_size
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class QueueMachine(RuleBasedStateMachine):
     """Any order of pushes, saves and restores holds the rows that a deque holds."""

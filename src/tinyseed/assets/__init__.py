@@ -1,4 +1,4 @@
-"""Files that come with the package: small photographs and a teacher. Imports nothing of tinyseed.
+"""Files that are bundled with the package: small photographs and a teacher.
 
 clothing/ holds 5,096 photos of clothes in 17 classes, short side 80 pixels, CC0 1.0; see clothing/SOURCE.md.
 clothing-resnet18/ holds a ResNet-18 that MoCo-v2 trained on the training photos; see its lineage.json.

@@ -8,15 +8,12 @@ names do not fit, and what it gives has to fit whole.
 import sys
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from typing import TypeVar
 
 from torch import nn
 
 from tinyseed.checkpoints.weights import StateDict
 from tinyseed.errors import InputError
 from tinyseed.models.libraries import LibraryNetwork
-
-Value = TypeVar("Value")
 
 _CONVERTERS = ("checkpoint_filter_fn", "_filter_fn")
 _RESIZED = ("pos_embed", "patch_embed", "relative_position_bias_table")
@@ -34,26 +31,14 @@ def fit_network(made: LibraryNetwork, state: StateDict, source: object) -> None:
     Raises:
         InputError: lists what does not fit; the network is as it was.
     """
-    fit = fit_published if made.build.library == "timm" else fit_weights
-    fit(made.network, state, name=made.build.name, source=source, left_out=made.classifiers)
-
-
-def fit_published(
-    network: nn.Module, state: StateDict, *, name: str, source: object, left_out: Sequence[str] = ()
-) -> None:
-    """`fit_weights` for one of timm's networks: of the state dict, or of what timm's converter makes of it.
-
-    Raises:
-        InputError: lists what does not fit; the network is as it was.
-    """
-    wanted = network.state_dict()
-    if misfits(wanted, without(state, left_out, wanted)):
+    name, network, wanted = made.build.name, made.network, made.network.state_dict()
+    if made.build.library == "timm" and misfits(wanted, without(state, made.classifiers, wanted)):
         converted = _converted(network, state)
         # A converter that gains nothing would only hide what the file's own names are.
-        if converted is not None and not misfits(wanted, without(converted, left_out, wanted)):
+        if converted is not None and not misfits(wanted, without(converted, made.classifiers, wanted)):
             _refuse_resized(state, converted, name, source)
             state = converted
-    fit_weights(network, state, name=name, source=source, left_out=left_out)
+    fit_weights(network, state, name=name, source=source, left_out=made.classifiers)
 
 
 def fit_weights(
@@ -80,10 +65,8 @@ def fit_weights(
     network.load_state_dict(wanted, strict=True)
 
 
-def without(
-    state: Mapping[str, Value], modules: Sequence[str], keep: Collection[str] = ()
-) -> dict[str, Value]:
-    """The entries of a state dict that do not belong to these modules, unless their names are among those to keep."""
+def without(state: StateDict, modules: Sequence[str], keep: Collection[str] = ()) -> StateDict:
+    """The tensors that do not belong to these modules, unless their names are among those to keep."""
     prefixes = tuple(f"{module}." for module in modules)
     return {name: value for name, value in state.items() if name in keep or not name.startswith(prefixes)}
 

@@ -98,7 +98,7 @@ def load_file(path: Path, spec: ModelSpec) -> tuple[Encoder, ModelDescription]:
     backbone = as_backbone(made, spec.side(made.contract))
     backbone = backbone.with_input(_contract(method, backbone.input))
     projector = _projector(parts, backbone.width, path)
-    encoder = with_output(Encoder(backbone, projector), spec.output, path).eval()
+    encoder = with_output(Encoder(backbone, projector), spec.output, path)
     described = describe(encoder, path, method, projector)
     counts = _counts(parts, architecture, len(backbone.network.state_dict()))
     return encoder, replace(described, epochs=parts.epochs, size=path.stat().st_size, **counts)
@@ -187,14 +187,14 @@ def _outputs(head: StateDict, position: int) -> int:
 
 
 def with_output(encoder: Encoder, output: Output, source: object) -> Encoder:
-    """An encoder that gives what was asked for.
+    """An encoder that gives what was asked for, in evaluation mode.
 
     Raises:
         InputError: the head was asked for, and there is none.
     """
     if output == "head" and encoder.projector is None:
         raise InputError(output, f"{source} has no head; give backbone or auto", argument="output")
-    return Encoder(encoder.backbone) if output in ("backbone", "trunk") else encoder
+    return (Encoder(encoder.backbone) if output in ("backbone", "trunk") else encoder).eval()
 
 
 def describe(encoder: Encoder, spec: object, method: str, head: Projector | None = None) -> ModelDescription:

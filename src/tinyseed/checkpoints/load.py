@@ -47,9 +47,7 @@ def load_teacher(spec: ModelSpec | str | Path, **fields: Any) -> Teacher:  # noq
     spec = _as_spec(spec, **fields)
     seed = None if spec.seed is None else spec.seed ^ _TEACHER_STREAM
     encoder = load_model(replace(spec, seed=seed, round_size=True))
-    return Teacher(
-        encoder, str(spec.name) if spec.weights is None else f"{spec.name}, weights {spec.weights}"
-    )
+    return Teacher(encoder, f"{spec.name}" + ("" if spec.weights is None else f", weights {spec.weights}"))
 
 
 def load_model(spec: ModelSpec | str | Path) -> Encoder:
@@ -73,7 +71,7 @@ def load_model(spec: ModelSpec | str | Path) -> Encoder:
         why = f"is for files that do not say what they are; {text} does"
         raise InputError(spec.arch, why, argument="arch")
     encoder = load_transformers(spec) if text.startswith(PREFIX) else Encoder(_library_backbone(text, spec))
-    return with_output(encoder.eval(), spec.output, text)
+    return with_output(encoder, spec.output, text)
 
 
 def describe_model(spec: str | Path, *, arch: str | None = None) -> ModelDescription:
@@ -111,9 +109,8 @@ def _as_spec(spec: ModelSpec | str | Path, **fields: Any) -> ModelSpec:  # noqa:
 def _library_backbone(name: str, spec: ModelSpec) -> Backbone:
     """A library's model with its pre-trained weights, random ones, or those of a file."""
     if spec.weights is None and spec.small_stem:
-        raise InputError(
-            True, f"the pre-trained weights of {name} have no small stem; leave it out", argument="small_stem"
-        )
+        why = f"the pre-trained weights of {name} have no small stem; leave it out"
+        raise InputError(True, why, argument="small_stem")
     if spec.weights is None:
         return build_pretrained(spec)
     library, plain = find_model(name)

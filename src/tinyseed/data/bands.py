@@ -64,7 +64,7 @@ def to_unit(stored: Stored, pixel_range: tuple[float, ...] = ()) -> Float32[np.n
     [[[0.0, 0.5, 1.0]]]
     """
     low, high = pixel_range or (0.0, _greatest(stored.dtype))
-    with np.errstate(over="ignore"):  # a double's greatest numbers become infinite and are clipped
+    with np.errstate(over="ignore"):  # a double's largest numbers become infinite and are clipped
         values = stored.astype(np.float32)
     values -= np.float32(low)
     values *= np.float32(1 / (high - low))

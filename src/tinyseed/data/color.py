@@ -133,7 +133,7 @@ def _smooth(matrices: Tensor, lines: Tensor, radius: int, result: Tensor) -> Non
 
 
 def _matrices(sigma: PerImage, length: int, radius: int) -> Float[Tensor, "n m m"]:
-    """The blur of a line as a matrix for each sigma; a long line, whose inner blocks are all alike, has 3 blocks."""
+    """The blur of a line as a matrix for each sigma; a long line, whose inner blocks are all equal, has 3 blocks."""
     if length > DENSE_UP_TO and radius <= BLOCK:
         length = 3 * BLOCK
     radius = min(radius, length - 1)

@@ -139,7 +139,7 @@ class BandReader:
 
     Attributes:
         channels: bands of an image; a file with another number of them is a `BadImage`.
-        pixel_range: the stored values that become 0 and 1; by default 0 and the greatest value of an integer's type,
+        pixel_range: the stored values that become 0 and 1; by default 0 and the largest value of an integer's type,
             or 0 and 1 for floats.
     """
 
@@ -191,7 +191,7 @@ RGB = RgbReader()
 
 
 def reader_for(channels: int, pixel_range: tuple[float, ...] = ()) -> RgbReader | BandReader:
-    """The reader for images of so many channels; three without a pixel range are plain RGB, which is the fast path."""
+    """The reader for images of this many channels; three without a pixel range are 8-bit RGB, the fast path."""
     return RGB if channels == 3 and not pixel_range else BandReader(channels, pixel_range)
 
 

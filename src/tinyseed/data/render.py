@@ -29,8 +29,8 @@ def render_view(pixels: AnyPixels, draws: ViewDraws, out: Images | None = None) 
     Only images whose draw says so are touched. How depends on how the pixels are stored:
 
     - uint8 is RGB. The jitter is brightness, contrast, saturation and hue, in the drawn order.
-    - float32 is bands, all treated alike. Brightness multiplies all values by the drawn factor; contrast moves them
-      from the mean over all bands and pixels of the image by it; both then clamp to [0, 1], in the drawn order.
+    - float32 is bands, which all change together. Brightness multiplies all values by the drawn factor; contrast moves
+      them from the mean over all bands and pixels of the image by it; both then clamp to [0, 1], in the drawn order.
 
     Args:
         pixels: cropped images, [n, c, h, w].
@@ -103,7 +103,7 @@ def _rows_within(values: Tensor, chunk: Group, span: Span) -> Tensor:
 
 
 def _chunks(group: Group, rows: int) -> Iterator[Group]:
-    """Cut a group into even parts of at most so many rows."""
+    """Cut a group into even parts of at most `rows` rows."""
     parts = -(-(group.stop - group.start) // rows)
     edges = [group.start + (group.stop - group.start) * part // parts for part in range(parts + 1)]
     for start, stop in pairwise(edges):

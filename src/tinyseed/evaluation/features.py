@@ -5,7 +5,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder
 from tinyseed.models.teacher import weights_digest
 from tinyseed.progress import track
+from tinyseed.settings.evaluation import BankPrecision
 from tinyseed.shapes import AnyPixels, Features, Images, Indices
 
 BATCH = 128
@@ -33,8 +34,6 @@ PIECE = 16 * BATCH
 
 HALF_ABOVE = 1 << 30
 """Numbers in a bank above which "auto" keeps them in half precision: 4 GiB in float32."""
-
-BankPrecision = Literal["auto", "32", "16"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -149,7 +148,7 @@ def view_batches(
     *,
     workers: int = 0,
     reader: Reader | None = None,
-    on_bad: Callable[[tuple[BadRecord, ...]], object] = len,
+    on_bad: Callable[[Sequence[BadRecord]], object] = len,
 ) -> Iterator[EvaluationBatch]:
     """The evaluation views of these images, in order, as a network with this input contract expects them.
 
@@ -188,22 +187,12 @@ def embed_images(
     reader: Reader | None = None,
     bands: Sequence[int] | None = None,
     autocast: torch.dtype | None = None,
-    on_bad: Callable[[tuple[BadRecord, ...]], object] = len,
+    on_bad: Callable[[Sequence[BadRecord]], object] = len,
 ) -> FeatureBank:
     """Features of these images of a source in the evaluation view, with the source's labels.
 
-    Args:
-        features: see `embed`.
-        source: holds the images.
-        images: their positions.
-        contract: the images that the network expects.
-        on: where the network is; by default `device()`.
-        title: for a progress line; None: there is none.
-        workers: number of processes that decode.
-        reader: see `view_batches`.
-        bands: see `embed`.
-        autocast: see `embed`.
-        on_bad: see `view_batches`.
+    `on` is the device of the network, by default `device()`; `title` names a progress line. The other arguments are
+    those of `view_batches` and `embed`.
 
     Raises:
         RunError: not one image can be read.

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tinyseed.errors import argument
 from tinyseed.evaluation import knn, linear, semi
-from tinyseed.evaluation.base import EvaluationSpec, Measured, Measurement, Metrics, Subject, merge
-from tinyseed.evaluation.resume import Resume
+from tinyseed.evaluation.base import EvaluationSpec, Measured, Measurement, Metrics, Resume, Subject, merge
 from tinyseed.lazy import lazy
 from tinyseed.settings.base import Range
 

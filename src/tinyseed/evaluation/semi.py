@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tinyseed.errors import InputError, argument
-from tinyseed.evaluation.base import EvaluationSpec, Measurement
-from tinyseed.evaluation.resume import Resume
+from tinyseed.evaluation.base import EvaluationSpec, Measurement, Resume
 from tinyseed.lazy import lazy
 from tinyseed.settings.base import Range
 from tinyseed.settings.evaluation import ModelEvaluationSettings, TrainingSettings

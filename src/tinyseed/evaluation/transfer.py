@@ -6,8 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tinyseed.errors import InputError, RunError
-from tinyseed.evaluation.base import EvaluationSpec, Measurement
-from tinyseed.evaluation.resume import Resume
+from tinyseed.evaluation.base import EvaluationSpec, Measurement, Resume
 from tinyseed.lazy import lazy
 from tinyseed.settings.base import Range
 from tinyseed.settings.evaluation import BankPrecision, ModelEvaluationSettings, TrainingSettings

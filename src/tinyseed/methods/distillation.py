@@ -54,7 +54,7 @@ class Distillation(Method):
         """A random view at the higher of the two networks' resolutions."""
         return View(settings, max(image_size, self._teacher.input.size))
 
-    def see(self, view: "shapes.Images") -> "tuple[shapes.Images, shapes.Images]":
+    def see(self, view: "shapes.Images") -> "tuple[shapes.ImagesOfAnySize, shapes.ImagesOfAnySize]":
         """A view in [0, 1] as the student expects it, and as the teacher does."""
         for_student = prepared(view, self.encoder.input)
         if self._see_the_same:
@@ -73,7 +73,7 @@ class Distillation(Method):
         return self.teacher
 
 
-def prepared(view: "shapes.Images", expected: "contract.InputContract") -> "shapes.Images":
+def prepared(view: "shapes.Images", expected: "contract.InputContract") -> "shapes.ImagesOfAnySize":
     """A view in [0, 1] as a network expects it: at its resolution, normalized."""
     resized = pixels.resized(view, expected.size, expected.interpolation)
     return pixels.normalize(resized, expected.mean, expected.std)

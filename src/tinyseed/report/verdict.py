@@ -190,7 +190,8 @@ def _summary(found: Outcome) -> str:
     """The metrics in words."""
     sentences = []
     if found.knn is not None:
-        sentence = f"{found.name} predicts the class of {percent(found.knn)} of the held-out images from their neighbors"
+        images = f"{percent(found.knn)} of the held-out images"
+        sentence = f"{found.name} predicts the class of {images} from their neighbors"
         beside = ", ".join(_beside(found, found.knn))
         sentences.append(f"{sentence} (k-NN){': ' if beside else ''}{beside}.")
     if found.agreement is not None:
