@@ -32,9 +32,9 @@ class KnnSettings(ModelEvaluationSettings):
     RANGES: ClassVar = {"k": Range(1)}
 
     k: tuple[int, ...] = ()
-    """Numbers of neighbors that vote; by default those of 10, 20 and 200 that the training images suffice for."""
+    """Numbers of nearest neighbors that vote; by default 10, 20 and 200, as far as there are enough training images."""
     weighting: Weighting = "weighted"
-    """Weight of a vote: weighted: exp(cosine similarity / 0.07); majority: 1; both: report either."""
+    """Weight of a vote: weighted: exp(cosine similarity / 0.07); majority: 1; both: report metrics of each."""
     bank_precision: BankPrecision = "auto"
     """Bits per number of the features that are kept; auto: 32, but 16 where that would take more than 4 GiB."""
 

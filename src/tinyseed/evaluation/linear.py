@@ -43,7 +43,7 @@ class LinearSettings(TrainingSettings, ModelEvaluationSettings):
     """fast: logistic regression on features of the center crop, with L2 chosen on 10 % of the training images;
     moco: SGD on random crops, as in MoCo."""
     seeds: int = 1
-    """Number of runs, with seeds from --seed on; with two or more, standard deviations are reported."""
+    """Number of runs with consecutive seeds from `seed` on; for two or more, standard deviations are reported."""
     l2: tuple[float, ...] = ()
     """fast: L2 strengths to choose from, for standardized features (default: 1e-5 to 1)."""
     bank_precision: BankPrecision = "auto"

@@ -125,7 +125,7 @@ def open_model(
     Args:
         spec: a run folder, a checkpoint file or its URL, or a backbone's name.
         image_size: in pixels; "auto": what the model was trained with.
-        arch: architecture of a checkpoint file that does not say which it holds.
+        arch: architecture of a checkpoint file that does not specify it.
         round_size: raise the size to the next that the model can take (a multiple of a ViT's patch).
 
     Raises:

@@ -71,7 +71,7 @@ class SemiSettings(FineTuneSettings, ModelEvaluationSettings):
     """Settings of `tinyseed evaluate semi`."""
 
     subset: tuple[str, ...] = ()
-    """Text files of image names to use instead of --fraction, such as ImageNet's published 1 % and 10 % lists."""
+    """Text files of image names to use instead of `fraction`, such as ImageNet's published 1 % and 10 % lists."""
 
 
 def measure(

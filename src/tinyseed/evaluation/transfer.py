@@ -50,7 +50,7 @@ class TransferSettings(TrainingSettings, ModelEvaluationSettings):
 
     mode: Literal["linear", "finetune"] = "linear"
     """linear: train a linear layer on the frozen backbone, with L2 chosen on 10 % of the training images;
-    finetune: train the whole network, with the learning rate chosen so."""
+    finetune: train the whole network, with the learning rate chosen in the same way."""
     metric: Literal["auto", "top1", "mean-per-class"] = "auto"
     """Metric to choose by; auto: mean-per-class if the data's name contains Caltech-101, pets, aircraft or flowers,
     else top1."""

@@ -53,4 +53,4 @@ class ModelEvaluationSettings(EvaluationSettings):
     model: str
     """Model to evaluate: a run folder, a checkpoint file or its URL, a backbone's name, or random:NAME."""
     model_arch: str | None = None
-    """Architecture of a checkpoint file that does not say which it holds, as a backbone's name."""
+    """Architecture (a backbone's name) of a checkpoint file that does not specify it."""
