@@ -3,7 +3,7 @@
     python bench/finetune.py [--backbone resnet18] [--image-size 112] [--images 512] [--epochs 2] [--turns 3]
 
 Fine-tunes a network with random weights, and trains a linear layer on it frozen, on the package's clothing photos;
-turns alternate. Top-1 is of all test photos, in float32 on both splits. Writes bench/results/finetune.json.
+turns alternate. Top-1 is of all test photos, measured in float32 in either case. Writes bench/results/finetune.json.
 """
 
 import argparse
