@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from tinyseed.arguments import UsageError, parse, value_of, with_flags
-from tinyseed.engine.signals import Stopped
 from tinyseed.errors import InputError, RunError, references_as
 from tinyseed.settings.base import flag
+from tinyseed.signals import Stopped
 
 if TYPE_CHECKING:
     from tinyseed.methods.base import MethodSpec
@@ -114,9 +114,9 @@ def _train(spec: "MethodSpec", rest: Sequence[str], example: str) -> int:
         about=f"{spec.about}.",
         defaults={} if name is None else settings_of(name, spec.command),
     )
-    from tinyseed import api
+    from tinyseed.engine.train import train
 
-    api.run(settings)
+    train(settings)
     print(f"{settings.out / spec.model_file}\n{settings.out / 'report.html'}")
     return 0
 

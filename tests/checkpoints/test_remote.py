@@ -15,7 +15,6 @@ from torchvision import models
 from tinyseed.checkpoints.load import describe_model, load_teacher
 from tinyseed.checkpoints.remote import is_url, local_file
 from tinyseed.errors import InputError
-from tinyseed.files import cache_folder
 
 
 @pytest.fixture

@@ -32,11 +32,11 @@ class DetectSettings(EvaluationSettings):
     model: str
     """Model to start from: a run folder, a checkpoint file or its URL, a backbone's name, or random:NAME."""
     train_data: tuple[str, ...] = ()
-    """Folder in the layout of `format`; for VOC07+12 both folders, or the folder that holds them."""
+    """Folder with the annotated images; for VOC07+12 both folders, or the folder that holds them."""
     format: Format | None = None
     """Layout of the data: VOC (Annotations, JPEGImages, ImageSets) or COCO (annotations/instances_SPLIT.json)."""
     test_data: tuple[str, ...] = ()
-    """Folder of the test split; by default that of `train_data`."""
+    """Folder with the test split; by default the same folder."""
     train_split: str | None = None
     """Split to train on; by default trainval (VOC) or train2017 (COCO)."""
     test_split: str | None = None

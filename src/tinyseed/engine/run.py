@@ -23,7 +23,6 @@ from tinyseed.engine.optim import build_optimizer, scaled_lr
 from tinyseed.engine.run_folder import Metrics, Quarantine, RunFolder
 from tinyseed.engine.runtime import Runtime, share_statistics, start, worker_count
 from tinyseed.engine.schedule import Schedule
-from tinyseed.engine.signals import StopRequest
 from tinyseed.errors import InputError, argument
 from tinyseed.files import write_json
 from tinyseed.methods.base import Forward, Method, MethodSpec, Setup
@@ -31,7 +30,9 @@ from tinyseed.methods.catalog import spec_of
 from tinyseed.methods.distillation import teacher_bands
 from tinyseed.models.teacher import Teacher
 from tinyseed.progress import Progress, duration
+from tinyseed.report.page import write_report
 from tinyseed.settings.train import DistillSettings, TrainSettings
+from tinyseed.signals import StopRequest
 
 
 @dataclass
@@ -88,18 +89,20 @@ class Run:
         """Whether to evaluate after this step; at the end of the run `finish` does."""
         return self.epoch_ended and self.epoch % self.settings.evaluate_every == 0 and not self.done
 
+    @property
+    def views(self) -> TrainingViews:
+        """How an image becomes the views that the method takes."""
+        wanted = self.method.views(self.settings.image_size)
+        data = self.data
+        return TrainingViews(data.source, wanted, self.settings.seed, data.training, data.reader)
+
     def batches(self) -> Iterator[TrainingBatch]:
         """This process' batches from the current step on, on its device; waiting for them is timed."""
-        settings, on_gpu = self.settings, self.runtime.device.type == "cuda"
-        views = TrainingViews(
-            self.data.source,
-            self.method.views(settings.image_size),
-            settings.seed,
-            self.data.training,
-            self.data.reader,
+        on_gpu = self.runtime.device.type == "cuda"
+        workers = worker_count(self.settings.workers, on_gpu)
+        loaded = training_batches(
+            self.views, self.plan, first_step=self.step, workers=workers, pin_memory=on_gpu
         )
-        workers = worker_count(settings.workers, on_gpu)
-        loaded = training_batches(views, self.plan, first_step=self.step, workers=workers, pin_memory=on_gpu)
         self._began = time.monotonic() - self.elapsed
         self.log.restart()
         while True:
@@ -193,7 +196,7 @@ class Run:
             self.log.progress.say(f"resumed at step {self.step} ({trained})")
 
     def finish(self) -> Metrics:
-        """Evaluate once more, save, and write the model and summary.json; returns the summary."""
+        """Evaluate once more, save, and write the model, summary.json and report.html; returns the summary."""
         self.evaluate()
         self.save()
         spec, encoder = spec_of(self.settings), self.method.encoder
@@ -201,6 +204,7 @@ class Run:
         if self.runtime.is_main:
             save_encoder(self.folder.path, encoder, file=spec.model_file, metadata={"method": spec.command})
             write_json(self.folder.summary, summary)
+            write_report(self.folder.path)
         self.runtime.barrier()
         return summary
 

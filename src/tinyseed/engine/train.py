@@ -16,9 +16,9 @@ from tinyseed.data.loader import TrainingBatch
 from tinyseed.data.render import render_view
 from tinyseed.engine.run import Run, open_run
 from tinyseed.engine.run_folder import Metrics, open_run_folder
-from tinyseed.engine.signals import Stopped, stop_request
 from tinyseed.methods.base import StepOutput
 from tinyseed.settings.train import TrainSettings
+from tinyseed.signals import Stopped, stop_request
 
 
 def train(settings: TrainSettings, *, quiet: bool = False) -> Metrics:
