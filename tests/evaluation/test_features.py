@@ -65,7 +65,7 @@ def test_labels_follow_their_images():
     assert bank.labels.tolist() == [8, -1, 5]
 
 
-def test_autocast_is_for_the_network_alone():
+def test_autocast_is_for_the_network_only():
     layer = nn.Linear(3, 2)
     seen = []
 

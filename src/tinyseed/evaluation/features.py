@@ -158,7 +158,7 @@ def view_batches(
         contract: decides size and interpolation.
         workers: number of processes that decode.
         reader: how the images are read; by default as the contract says.
-        on_bad: told of each batch's unreadable images.
+        on_bad: called with the unreadable images of each batch.
     """
     reader = reader or reader_for(contract.channels, contract.pixel_range)
     reader.require(source, images)
