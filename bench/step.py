@@ -178,10 +178,10 @@ def bare_step(run: Run, case: Case):
     def step() -> None:
         with run.runtime.autocast():
             run.method.teacher(images)
-            loss = run.forward(images).float().mean()
+            loss = run.learner.forward(images).float().mean()
         run.runtime.fabric.backward(loss)
-        run.optimizer.step()
-        run.optimizer.zero_grad(set_to_none=True)
+        run.learner.optimizer.step()
+        run.learner.optimizer.zero_grad(set_to_none=True)
 
     return step
 
