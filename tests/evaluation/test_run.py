@@ -6,16 +6,15 @@ import subprocess
 import sys
 
 import pytest
-from tinyseed.evaluation.catalog import EVALUATIONS, find_evaluation
 
 import tinyseed
 from tinyseed.errors import InputError, RunError
 from tinyseed.evaluation import logistic
-from tinyseed.evaluation.base import Interrupted, Measurement, Subject, merge
+from tinyseed.evaluation.base import Interrupted, Measurement, Resume, Subject, merge
 from tinyseed.evaluation.logistic import fit_logistic
 from tinyseed.evaluation.report import show
-from tinyseed.evaluation.resume import Resume
 from tinyseed.evaluation.run import evaluate
+from tinyseed.evaluations import EVALUATIONS, find_evaluation
 
 from .example import SPEC, CentroidSettings
 
@@ -76,18 +75,15 @@ def test_what_an_evaluation_leaves_is_all_in_its_folder(settings, tmp_path):
     spec = dataclasses.replace(
         SPEC,
         measure=measure,
-        details=lambda data, settings: {"classes": data.classes},
+        report=lambda report, data, settings: dataclasses.replace(report, versions={"all": "1"}),
         page=lambda report, settings: f"# {report.model}",
         page_names=("page.md",),
     )
     report = evaluate(spec, CentroidSettings(model=MODEL, out=tmp_path, **settings))
     assert report is not None
     assert report.notes == ("a note", "3 unreadable images left out")
-    assert json.loads((tmp_path / "evaluate-centroid.json").read_text())["classes"] == [
-        "blue",
-        "green",
-        "red",
-    ]
+    content = json.loads((tmp_path / "evaluate-centroid.json").read_text())
+    assert content["versions"] == report.versions == {"all": "1"}
     assert (tmp_path / "list.txt").read_text() == "a\nb\n"
     for name in ("evaluate-centroid.md", "page.md"):
         assert (tmp_path / name).read_text() == f"# {MODEL}\n"
@@ -122,18 +118,18 @@ def test_a_solver_that_did_not_converge_is_noted(settings, evaluation, quick, mo
 
 
 def test_every_evaluation_is_found():
-    assert [spec.name for spec in EVALUATIONS] == ["knn", "linear", "semi", "transfer", "retention"]
+    names = [spec.name for spec in EVALUATIONS]
+    assert names == ["knn", "linear", "semi", "transfer", "retention", "detect"]
     for spec in EVALUATIONS:
         assert find_evaluation(spec.name) is spec
         assert spec.example.startswith(f"tinyseed evaluate {spec.name} --")
-    with pytest.raises(InputError, match="evaluation=magic: give knn, linear"):
+    with pytest.raises(InputError, match="evaluation=magic: give one of knn, linear"):
         find_evaluation("magic")
-    assert find_evaluation("centroid", (*EVALUATIONS, SPEC)) is SPEC
 
 
-def test_the_catalog_imports_no_torch():
+def test_the_settings_of_all_evaluations_import_no_torch():
     """The command line reads the settings of an evaluation to build its help."""
-    program = "import sys, tinyseed.evaluation.catalog; sys.exit('torch' in sys.modules)"
+    program = "import sys, tinyseed.evaluations; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 

@@ -9,9 +9,8 @@ from tinyseed.detection.report import DetectReport, DetectResult, page, table
 from tinyseed.detection.settings import DEFAULT_SPLITS, RANDOM_INIT, DetectSettings
 from tinyseed.detection.voc import read_voc
 from tinyseed.errors import InputError, argument
-from tinyseed.evaluation.base import EvaluationSpec, Measured, Measurement, Subject
+from tinyseed.evaluation.base import EvaluationSpec, Measured, Measurement, Resume, Subject
 from tinyseed.evaluation.report import Report, report_folder
-from tinyseed.evaluation.resume import Resume
 from tinyseed.lazy import lazy
 from tinyseed.progress import Progress
 

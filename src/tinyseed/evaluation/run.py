@@ -9,10 +9,18 @@ from typing import Any, Literal
 
 from tinyseed.checkpoints.load import load_model
 from tinyseed.errors import argument
-from tinyseed.evaluation.base import Data, EvaluationSpec, Interrupted, Measurement, Subject, merge
+from tinyseed.evaluation.base import (
+    Data,
+    EvaluationSpec,
+    Interrupted,
+    Measurement,
+    Resume,
+    Stop,
+    Subject,
+    merge,
+)
 from tinyseed.evaluation.features import model_digest
 from tinyseed.evaluation.report import Report, report_folder, settings_json, versions, write_report
-from tinyseed.evaluation.resume import Resume, Stop
 from tinyseed.evaluation.splits import open_splits
 from tinyseed.models.encoder import Encoder
 from tinyseed.models.spec import ModelSpec
@@ -117,7 +125,7 @@ def open_model(
     Args:
         spec: a run folder, a checkpoint file or its URL, or a backbone's name.
         image_size: in pixels; "auto": what the model was trained with.
-        arch: architecture of a checkpoint file that does not say which it holds.
+        arch: architecture of a checkpoint file that does not specify it.
         round_size: raise the size to the next that the model can take (a multiple of a ViT's patch).
 
     Raises:
