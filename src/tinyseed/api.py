@@ -13,9 +13,8 @@ from tinyseed.detection.export import export_detectron2 as write_detectron2
 from tinyseed.engine.run_folder import Metrics
 from tinyseed.engine.train import train
 from tinyseed.errors import MISSING, InputError, argument
-from tinyseed.evaluation import run as driver
-from tinyseed.evaluation.base import EvaluationSpec
 from tinyseed.evaluation.report import Report
+from tinyseed.evaluation.run import evaluate as run_evaluation
 from tinyseed.evaluations import find_evaluation
 from tinyseed.methods.catalog import find_method, pretrain_methods
 from tinyseed.methods.seed import SEED
@@ -24,7 +23,6 @@ from tinyseed.models.spec import Output
 from tinyseed.models.teacher import Teacher
 from tinyseed.recipes import settings_of
 from tinyseed.settings.base import aliases
-from tinyseed.signals import Stopped, stop_request
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -40,7 +38,6 @@ __all__ = [
     "load",
     "load_teacher",
     "pretrain",
-    "run_evaluation",
 ]
 
 
@@ -192,23 +189,6 @@ def describe_teacher(
     """
     with argument(field):
         return models.describe_model(spec, arch=arch)
-
-
-def run_evaluation(spec: EvaluationSpec, settings: Any) -> Report:  # noqa: ANN401  (an instance of spec.settings)
-    """Evaluate as complete settings say. Evaluations that train for long save on Ctrl-C and SIGTERM first.
-
-    Raises:
-        Stopped: it was stopped and has saved; the same settings resume it.
-    """
-    if not spec.stoppable:
-        report = driver.evaluate(spec, settings)
-        assert report is not None
-        return report
-    with stop_request() as request:
-        report = driver.evaluate(spec, settings, stop=lambda: request.number != 0)
-    if report is None:
-        raise Stopped(request.number, "stopped and saved; the same command resumes it")
-    return report
 
 
 def export_detectron2(model: str | Path, path: str | Path) -> Path:

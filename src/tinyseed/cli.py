@@ -133,13 +133,16 @@ def _evaluate(rest: Sequence[str]) -> int:
             spec = _named("evaluation", lambda: find_evaluation(name))
             command = f"tinyseed evaluate {name}"
             settings = parse(spec.settings, flags, command=command, example=spec.example, about=spec.about)
-            from tinyseed import api
-            from tinyseed.evaluation.report import table
-
             if getattr(settings, "export_detectron2", None) is not None:
+                from tinyseed import api
+
                 print(api.export_detectron2(settings.model, settings.export_detectron2))
-            else:
-                print(references_as((spec.table or table)(api.run_evaluation(spec, settings)), flag))
+                return 0
+            from tinyseed.evaluation.report import table
+            from tinyseed.evaluation.run import evaluate
+
+            report = evaluate(spec, settings)
+            print(references_as((spec.table or table)(report), flag))
             return 0
     raise AssertionError
 

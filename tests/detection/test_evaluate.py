@@ -16,6 +16,7 @@ from tinyseed.detection.report import DetectReport
 from tinyseed.detection.settings import DetectSettings
 from tinyseed.errors import InputError, RunError
 from tinyseed.evaluation.run import evaluate
+from tinyseed.signals import Stopped, StopRequest
 
 pytest.importorskip("pycocotools")
 
@@ -106,9 +107,12 @@ def test_images_that_cannot_be_decoded_count_as_without_detections(voc_folder, t
     assert "test: 1 images could not be decoded: nothing is detected in them" in report.notes
 
 
-def test_a_stopped_evaluation_resumes(squares_voc, tmp_path):
+def test_a_stopped_evaluation_resumes(squares_voc, tmp_path, monkeypatch):
     settings = settings_for(squares_voc, tmp_path)
-    assert evaluate(SPEC, settings, stop=lambda: True) is None
+    with monkeypatch.context() as asked:
+        asked.setattr(StopRequest, "asked", property(lambda _: True))
+        with pytest.raises(Stopped):
+            evaluate(SPEC, settings)
     (checkpoint,) = (tmp_path / "detect").iterdir()
     assert checkpoint.suffix == ".ckpt"
     saved = checkpoint.read_bytes()
@@ -169,16 +173,12 @@ def test_python_has_it_too(squares_voc, tmp_path):
     assert len(report.results) == 1
 
 
-def test_bccd_reports_its_empty_boxes_and_stops_when_asked_to(shared_data, tmp_path, capsys):
+def test_bccd_reports_its_empty_boxes_and_stops_when_asked_to(shared_data, tmp_path, monkeypatch, capsys):
     settings = settings_for(shared_data / "bccd-voc", tmp_path, limit=None, schedule=1)
-    stopped = []
-
-    def stop():
-        stopped.append(True)
-        return True
-
-    assert evaluate(SPEC, settings, stop=stop) is None
-    assert stopped
+    with monkeypatch.context() as asked:
+        asked.setattr(StopRequest, "asked", property(lambda _: True))
+        with pytest.raises(Stopped):
+            evaluate(SPEC, settings)
     assert "boxes of zero size dropped" in capsys.readouterr().err
 
 

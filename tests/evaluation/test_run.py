@@ -15,6 +15,7 @@ from tinyseed.evaluation.logistic import fit_logistic
 from tinyseed.evaluation.report import show
 from tinyseed.evaluation.run import evaluate
 from tinyseed.evaluations import EVALUATIONS, find_evaluation
+from tinyseed.signals import Stopped, StopRequest
 
 from .example import SPEC, CentroidSettings
 
@@ -45,7 +46,7 @@ def with_parts(*measures):
     return dataclasses.replace(SPEC, measure=measure, stoppable=True)
 
 
-def test_a_stopped_evaluation_returns_nothing_and_resumes(settings, tmp_path):
+def test_a_stopped_evaluation_returns_nothing_and_resumes(settings, tmp_path, monkeypatch):
     computed = []
 
     def first(resume):
@@ -59,11 +60,14 @@ def test_a_stopped_evaluation_returns_nothing_and_resumes(settings, tmp_path):
         return Measurement(({"part": 2},))
 
     given = CentroidSettings(model=MODEL, out=tmp_path, **settings)
-    assert evaluate(with_parts(first, second), given, stop=lambda: True) is None
+    spec = with_parts(first, second)
+    with monkeypatch.context() as asked:
+        asked.setattr(StopRequest, "asked", property(lambda _: True))
+        with pytest.raises(Stopped, match="the same command resumes it"):
+            evaluate(spec, given)
     assert not list(tmp_path.iterdir())
     for _ in range(2):  # once finished, nothing is left over
         report = evaluate(with_parts(first, second), dataclasses.replace(given, workers=1))
-        assert report is not None
         assert report.results == ({"part": 1}, {"part": 2})
     assert computed == ["first", "second", "first", "second"]
 

@@ -1,24 +1,13 @@
 """`tinyseed evaluate knn`: weighted k-NN on frozen features."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from tinyseed.errors import argument
 from tinyseed.evaluation.base import EvaluationSpec, Measurement, Resume
-from tinyseed.lazy import lazy
+from tinyseed.evaluation.parts import features, models, neighbors, splits
 from tinyseed.settings.base import Range
 from tinyseed.settings.evaluation import BankPrecision, ModelEvaluationSettings
-
-if TYPE_CHECKING:
-    from tinyseed.evaluation import features, neighbors, splits
-    from tinyseed.models import encoder as models
-else:
-    features, neighbors, splits, models = lazy(
-        "tinyseed.evaluation.features",
-        "tinyseed.evaluation.neighbors",
-        "tinyseed.evaluation.splits",
-        "tinyseed.models.encoder",
-    )
 
 USUAL_K = (10, 20, 200)
 

@@ -6,25 +6,12 @@ SGD on random crops as MoCo did.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from tinyseed.evaluation.base import EvaluationSpec, Measurement, Resume
-from tinyseed.lazy import lazy
+from tinyseed.evaluation.parts import classifier, features, logistic, metrics, models, splits
 from tinyseed.settings.base import Range
 from tinyseed.settings.evaluation import BankPrecision, ModelEvaluationSettings, TrainingSettings
-
-if TYPE_CHECKING:
-    from tinyseed.evaluation import classifier, features, logistic, metrics, splits
-    from tinyseed.models import encoder as models
-else:
-    classifier, features, logistic, metrics, splits, models = lazy(
-        "tinyseed.evaluation.classifier",
-        "tinyseed.evaluation.features",
-        "tinyseed.evaluation.logistic",
-        "tinyseed.evaluation.metrics",
-        "tinyseed.evaluation.splits",
-        "tinyseed.models.encoder",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,29 +6,14 @@ Random init, the baseline (if given), the student and the teacher are measured b
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from tinyseed.errors import argument
 from tinyseed.evaluation import knn, linear, semi
 from tinyseed.evaluation.base import EvaluationSpec, Measured, Measurement, Metrics, Resume, Subject, merge
-from tinyseed.lazy import lazy
+from tinyseed.evaluation.parts import cost, models, report, run, spec, splits
+from tinyseed.evaluation.parts import load as loading
 from tinyseed.settings.base import Range
-
-if TYPE_CHECKING:
-    from tinyseed.checkpoints import load as loading
-    from tinyseed.evaluation import cost, report, run, splits
-    from tinyseed.models import encoder as models
-    from tinyseed.models import spec
-else:
-    loading, cost, report, run, splits, models, spec = lazy(
-        "tinyseed.checkpoints.load",
-        "tinyseed.evaluation.cost",
-        "tinyseed.evaluation.report",
-        "tinyseed.evaluation.run",
-        "tinyseed.evaluation.splits",
-        "tinyseed.models.encoder",
-        "tinyseed.models.spec",
-    )
 
 NEIGHBORS = 10
 

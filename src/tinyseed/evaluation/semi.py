@@ -10,24 +10,13 @@ Differs: the last epoch is measured, not the best one on the test images; an inc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from tinyseed.errors import InputError, argument
 from tinyseed.evaluation.base import EvaluationSpec, Measurement, Resume
-from tinyseed.lazy import lazy
+from tinyseed.evaluation.parts import classifier, label_subset, models, splits
 from tinyseed.settings.base import Range
 from tinyseed.settings.evaluation import ModelEvaluationSettings, TrainingSettings
-
-if TYPE_CHECKING:
-    from tinyseed.evaluation import classifier, label_subset, splits
-    from tinyseed.models import encoder as models
-else:
-    classifier, label_subset, splits, models = lazy(
-        "tinyseed.evaluation.classifier",
-        "tinyseed.evaluation.label_subset",
-        "tinyseed.evaluation.splits",
-        "tinyseed.models.encoder",
-    )
 
 FEW = 0.03
 """Up to this share of the labels SwAV's learning rates for 1 % are used, above it those for 10 %."""

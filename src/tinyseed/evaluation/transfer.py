@@ -3,27 +3,13 @@
 import re
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from tinyseed.errors import InputError, RunError
 from tinyseed.evaluation.base import EvaluationSpec, Measurement, Resume
-from tinyseed.lazy import lazy
+from tinyseed.evaluation.parts import classifier, features, logistic, models, split, splits
 from tinyseed.settings.base import Range
 from tinyseed.settings.evaluation import BankPrecision, ModelEvaluationSettings, TrainingSettings
-
-if TYPE_CHECKING:
-    from tinyseed.data import split
-    from tinyseed.evaluation import classifier, features, logistic, splits
-    from tinyseed.models import encoder as models
-else:
-    classifier, features, logistic, split, splits, models = lazy(
-        "tinyseed.evaluation.classifier",
-        "tinyseed.evaluation.features",
-        "tinyseed.evaluation.logistic",
-        "tinyseed.data.split",
-        "tinyseed.evaluation.splits",
-        "tinyseed.models.encoder",
-    )
 
 LR_GRID = (0.003, 0.01, 0.03, 0.1, 0.3)
 
