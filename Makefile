@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/tinyseed demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 check: $(VENV)/.installed-dev
 	scripts/check

@@ -1,9 +1,9 @@
-"""Training a classifier in bfloat16 beside float32: seconds an epoch, and what it has learned.
+"""Training a classifier in bfloat16 beside float32: seconds per epoch, and the accuracy that results.
 
     python bench/finetune.py [--backbone resnet18] [--image-size 112] [--images 512] [--epochs 2] [--turns 3]
 
 Fine-tunes a network with random weights, and trains a linear layer on it frozen, on the package's clothing photos;
-turns alternate. Top-1 is of all test photos, in float32 on both sides. Writes bench/results/finetune.json.
+turns alternate. Top-1 is of all test photos, measured in float32 in either case. Writes bench/results/finetune.json.
 """
 
 import argparse
@@ -17,7 +17,9 @@ from rich.table import Table
 
 from common import machine, write_results
 from tinyseed.evaluation.classifier import Recipe, fit_classifier, measure_classifier
-from tinyseed.evaluation.common import DataConfig, open_model, open_sides
+from tinyseed.evaluation.run import open_model
+from tinyseed.evaluation.splits import open_splits
+from tinyseed.settings.evaluation import EvaluationSettings
 
 PRECISIONS = ("32", "bf16")
 
@@ -31,20 +33,20 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
     photos = files("tinyseed") / "assets" / "clothing"
-    sides = open_sides(
-        DataConfig(
+    splits = open_splits(
+        EvaluationSettings(
             train_data=(str(photos / "train.parquet"),),
             test_data=(str(photos / "test.parquet"),),
             image_size=arguments.image_size,
         )
     )
-    train = sides.train.take(np.linspace(0, len(sides.train) - 1, arguments.images).astype(np.int64))
+    train = splits.train.take(np.linspace(0, len(splits.train) - 1, arguments.images).astype(np.int64))
     encoder = open_model(f"random:{arguments.backbone}", arguments.image_size)
     recipes = {
         "fine-tuning": Recipe(arguments.epochs, 64, 0.1, 0.1, schedule="cosine"),
-        "linear layer, frozen trunk": Recipe(arguments.epochs, 64, None, 30.0),
+        "linear layer, frozen backbone": Recipe(arguments.epochs, 64, None, 30.0),
     }
-    table = Table("what", "float32 s an epoch", "bfloat16", "faster", "top-1 float32", "bfloat16")
+    table = Table("what", "float32 s per epoch", "bfloat16", "faster", "top-1 float32", "bfloat16")
     results = {}
     for title, recipe in recipes.items():
         seconds: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
@@ -52,10 +54,10 @@ def main() -> None:
         for _ in range(arguments.turns):
             for precision in PRECISIONS:
                 began = time.perf_counter()
-                model = fit_classifier(encoder, train, len(sides.classes), recipe, precision=precision)
+                model = fit_classifier(encoder, train, len(splits.classes), recipe, precision=precision)
                 seconds[precision].append((time.perf_counter() - began) / arguments.epochs)
                 if precision not in top1:
-                    top1[precision] = measure_classifier(model, sides.test)[0]["top1"]
+                    top1[precision] = measure_classifier(model, splits.test).row["top1"]
         median = {precision: statistics.median(values) for precision, values in seconds.items()}
         faster = median["32"] / median["bf16"]
         results[title] = {"seconds": median, "faster": faster, "top1": top1}

@@ -26,14 +26,15 @@ from common import machine, write_results
 from tinyseed.assets import clothing
 from tinyseed.checkpoints.saved import save_encoder
 from tinyseed.data.decode import decode
-from tinyseed.data.loader import training_batches
+from tinyseed.data.render import IMAGENET_MEAN, IMAGENET_STD, normalize, render_view
 from tinyseed.data.sources import open_source
-from tinyseed.engine import train as engine
-from tinyseed.engine.build import build_views, open_data
-from tinyseed.engine.config import DistillConfig
+from tinyseed.engine.run import Run, open_run
 from tinyseed.engine.run_folder import RunFolder
+from tinyseed.engine.train import train_step
+from tinyseed.methods.seed import SeedSettings
 from tinyseed.models.backbones import build_backbone
 from tinyseed.models.encoder import Encoder, build_projector
+from tinyseed.objectives.seed import seed_terms
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def main() -> None:
 def measure(case: Case, folder: Path, given: argparse.Namespace) -> dict:
     turns, steps = given.turns, given.steps
     data = enlarged(folder / "large") if case.size > 64 else clothing("train")
-    config = DistillConfig(
+    settings = SeedSettings(
         data=(str(data),),
         out=folder / case.name.replace(" ", "-"),
         teacher=str(teacher_with_head(case, folder)),
@@ -91,30 +92,29 @@ def measure(case: Case, folder: Path, given: argparse.Namespace) -> dict:
         log_every=10**9,
         workers=given.workers if given.workers == "auto" else int(given.workers),
     )
-    run = engine.prepare(config, RunFolder(config.out), open_data(config), quiet=True)
+    with open_run(settings, RunFolder(settings.out), quiet=True) as run:
+        return compare(run, case, turns, steps)
+
+
+def compare(run: Run, case: Case, turns: int, steps: int) -> dict:
+    """Steps of the training loop and bare steps of its networks, in turns."""
     fill(run)
-    batches = training_batches(
-        build_views(run.config, run.data, run.method),
-        run.plan,
-        first_step=0,
-        workers=run.config.workers,
-        pin_memory=False,
-    )
+    batches = run.batches()
     bare = bare_step(run, case)
     for _ in range(3):
-        engine.train_step(run, batches, 0.01)
+        train_step(run, batches, 0.01)
         bare()
     whole_times, bare_times, waited = [], [], []
     for _ in range(turns):
-        run.window = engine.Window()
-        whole_times.append(timed(lambda: engine.train_step(run, batches, 0.01), steps) / case.batch)
-        waited.append(run.window.waited / steps / case.batch)
+        run.log.restart()
+        whole_times.append(timed(lambda: train_step(run, batches, 0.01), steps) / case.batch)
+        waited.append(run.log.waited / steps / case.batch)
         bare_times.append(timed(bare, steps) / case.batch)
     parts = dissect(run, batches, steps, case)
     whole, base = statistics.median(whole_times), statistics.median(bare_times)
     print(
-        f"\n{case.name}  (batch {case.batch}, queue {case.queue:,}, {run.config.precision}, "
-        f"{run.config.workers} workers)"
+        f"\n{case.name}  (batch {case.batch}, queue {case.queue:,}, {run.settings.precision}, "
+        f"{run.settings.workers} workers)"
     )
     print(f"  whole loop   {1000 * whole:7.3f} ms/image   {1 / whole:7.0f} img/s")
     print(f"  bare nets    {1000 * base:7.3f} ms/image   {1 / base:7.0f} img/s")
@@ -160,7 +160,7 @@ def enlarged(folder: Path) -> Path:
     return folder
 
 
-def fill(run: engine.Run) -> None:
+def fill(run: Run) -> None:
     """A full queue from the first step on."""
     queue = run.method.queue
     generator = torch.Generator().manual_seed(0)
@@ -170,7 +170,7 @@ def fill(run: engine.Run) -> None:
         )
 
 
-def bare_step(run: engine.Run, case: Case):
+def bare_step(run: Run, case: Case):
     """Both networks and the optimizer on ready tensors."""
     images = torch.rand(case.batch, 3, case.size, case.size).to(memory_format=torch.channels_last)
     images = (images - 0.45) / 0.225
@@ -178,10 +178,10 @@ def bare_step(run: engine.Run, case: Case):
     def step() -> None:
         with run.runtime.autocast():
             run.method.teacher(images)
-            loss = run.forward(images).float().mean()
+            loss = run.learner.forward(images).float().mean()
         run.runtime.fabric.backward(loss)
-        run.optimizer.step()
-        run.optimizer.zero_grad(set_to_none=True)
+        run.learner.optimizer.step()
+        run.learner.optimizer.zero_grad(set_to_none=True)
 
     return step
 
@@ -193,13 +193,10 @@ def timed(step, repetitions: int) -> float:
     return (time.perf_counter() - began) / repetitions
 
 
-def dissect(run: engine.Run, batches, steps: int, case: Case) -> dict[str, float]:
+def dissect(run: Run, batches, steps: int, case: Case) -> dict[str, float]:
     """Each part of the main process' work by itself, after its inputs are ready."""
     batch = next(batches)
-    view = engine.render_view(batch.pixels[0], batch.draws[0])
-    from tinyseed.data.render import IMAGENET_MEAN, IMAGENET_STD, normalize
-    from tinyseed.objectives.seed import seed_terms
-
+    view = render_view(batch.pixels[0], batch.draws[0])
     student = nn.functional.normalize(torch.randn(case.batch, run.method.teacher.dim), dim=1).requires_grad_()
     teacher = nn.functional.normalize(torch.randn(case.batch, run.method.teacher.dim), dim=1)
 
@@ -210,8 +207,8 @@ def dissect(run: engine.Run, batches, steps: int, case: Case) -> dict[str, float
         terms.loss.backward()
 
     works = {
-        "colour, blur, flip": lambda: engine.render_view(batch.pixels[0], batch.draws[0]),
-        "normalise": lambda: normalize(view, IMAGENET_MEAN, IMAGENET_STD),
+        "color, blur, flip": lambda: render_view(batch.pixels[0], batch.draws[0]),
+        "normalize": lambda: normalize(view, IMAGENET_MEAN, IMAGENET_STD),
         "loss": loss,
         "queue": lambda: run.method.queue.push(teacher),
     }
@@ -219,7 +216,7 @@ def dissect(run: engine.Run, batches, steps: int, case: Case) -> dict[str, float
     for name, work in works.items():
         work()
         parts[name] = 1000 * timed(work, steps) / case.batch
-    views = build_views(run.config, run.data, run.method)
+    views = run.views
     request = next(run.plan.requests(0))
     views[request]
     parts["read, decode, crop (worker)"] = 1000 * timed(lambda: views[request], 3) / case.batch

@@ -90,10 +90,8 @@ def test_the_list_and_the_sheets(capsys):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_sheets_flags_are_the_recipe(capsys, monkeypatch, name):
     """Pasted as they are, without the recipe, they make the same settings."""
-    from tinyseed import api
-
     made = []
-    monkeypatch.setattr(api, "run", made.append)
+    monkeypatch.setattr("tinyseed.engine.train.train", made.append)
     _, sheet, _ = typed(capsys, "recipes", name)
     flags = " ".join(line.strip() for line in sheet.splitlines() if line.startswith("  --")).split()
     command = sheet.splitlines()[0].split()[1:]
@@ -107,10 +105,8 @@ def test_a_sheets_flags_are_the_recipe(capsys, monkeypatch, name):
 
 
 def test_flags_win_over_a_recipe(capsys, monkeypatch):
-    from tinyseed import api
-
     made = []
-    monkeypatch.setattr(api, "run", made.append)
+    monkeypatch.setattr("tinyseed.engine.train.train", made.append)
     common = ("pretrain", "simclr", "--data", "d", "--out", "o", "--backbone", "resnet18")
     typed(capsys, *common, "--recipe=simclr-cifar", "--temperature", "0.2", "--no-small-stem")
     (config,) = made

@@ -1,6 +1,6 @@
 """What other people's scripts rely on: flags, Python signatures, files of a run folder and their keys.
 
-surface.json holds what there was before; names may be added, none may go away (a renamed one keeps working as an alias).
+surface.json holds what there was before. Names may be added, none may go away; a renamed one works as an alias.
 """
 
 import inspect

@@ -11,13 +11,10 @@ from tinyseed.checkpoints.formats import ModelDescription
 from tinyseed.checkpoints.saved import load_encoder
 from tinyseed.detection.export import export_detectron2 as write_detectron2
 from tinyseed.engine.run_folder import Metrics
-from tinyseed.engine.runtime import is_main_process
-from tinyseed.engine.signals import Stopped, stop_request
 from tinyseed.engine.train import train
 from tinyseed.errors import MISSING, InputError, argument
-from tinyseed.evaluation import run as driver
-from tinyseed.evaluation.base import EvaluationSpec
 from tinyseed.evaluation.report import Report
+from tinyseed.evaluation.run import evaluate as run_evaluation
 from tinyseed.evaluations import find_evaluation
 from tinyseed.methods.catalog import find_method, pretrain_methods
 from tinyseed.methods.seed import SEED
@@ -25,9 +22,7 @@ from tinyseed.models.encoder import Encoder
 from tinyseed.models.spec import Output
 from tinyseed.models.teacher import Teacher
 from tinyseed.recipes import settings_of
-from tinyseed.report.page import write_report
 from tinyseed.settings.base import aliases
-from tinyseed.settings.train import TrainSettings
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -43,8 +38,6 @@ __all__ = [
     "load",
     "load_teacher",
     "pretrain",
-    "run",
-    "run_evaluation",
 ]
 
 
@@ -67,7 +60,7 @@ def distill(*, data: Paths, teacher: str | Path, student: str, out: str | Path, 
         RunError: the run failed; its last checkpoint is intact.
     """
     given = {"data": data, "teacher": teacher, "student": student, "out": out, **settings}
-    return run(_filled(SEED.settings, given, SEED.command))
+    return train(_filled(SEED.settings, given, SEED.command))
 
 
 def pretrain(
@@ -97,7 +90,7 @@ def pretrain(
     """
     spec = find_method(method)
     given = {"data": data, "backbone": backbone, "out": out, **settings}
-    return run(_filled(spec.settings, given, spec.command))
+    return train(_filled(spec.settings, given, spec.command))
 
 
 def evaluate(
@@ -196,31 +189,6 @@ def describe_teacher(
     """
     with argument(field):
         return models.describe_model(spec, arch=arch)
-
-
-def run(settings: TrainSettings) -> Metrics:
-    """Train as complete settings say, then write the report."""
-    summary = train(settings)
-    if is_main_process():
-        write_report(settings.out)
-    return summary
-
-
-def run_evaluation(spec: EvaluationSpec, settings: Any) -> Report:  # noqa: ANN401  (an instance of spec.settings)
-    """Evaluate as complete settings say. Evaluations that train for long save on Ctrl-C and SIGTERM first.
-
-    Raises:
-        Stopped: it was stopped and has saved; the same settings resume it.
-    """
-    if not spec.stoppable:
-        report = driver.evaluate(spec, settings)
-        assert report is not None
-        return report
-    with stop_request() as request:
-        report = driver.evaluate(spec, settings, stop=lambda: request.number != 0)
-    if report is None:
-        raise Stopped(request.number, "stopped and saved; the same command resumes it")
-    return report
 
 
 def export_detectron2(model: str | Path, path: str | Path) -> Path:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from tinyseed.arguments import UsageError, parse, value_of, with_flags
-from tinyseed.engine.signals import Stopped
 from tinyseed.errors import InputError, RunError, references_as
 from tinyseed.settings.base import flag
+from tinyseed.signals import Stopped
 
 if TYPE_CHECKING:
     from tinyseed.methods.base import MethodSpec
@@ -114,9 +114,9 @@ def _train(spec: "MethodSpec", rest: Sequence[str], example: str) -> int:
         about=f"{spec.about}.",
         defaults={} if name is None else settings_of(name, spec.command),
     )
-    from tinyseed import api
+    from tinyseed.engine.train import train
 
-    api.run(settings)
+    train(settings)
     print(f"{settings.out / spec.model_file}\n{settings.out / 'report.html'}")
     return 0
 
@@ -133,13 +133,16 @@ def _evaluate(rest: Sequence[str]) -> int:
             spec = _named("evaluation", lambda: find_evaluation(name))
             command = f"tinyseed evaluate {name}"
             settings = parse(spec.settings, flags, command=command, example=spec.example, about=spec.about)
-            from tinyseed import api
-            from tinyseed.evaluation.report import table
-
             if getattr(settings, "export_detectron2", None) is not None:
+                from tinyseed import api
+
                 print(api.export_detectron2(settings.model, settings.export_detectron2))
-            else:
-                print(references_as((spec.table or table)(api.run_evaluation(spec, settings)), flag))
+                return 0
+            from tinyseed.evaluation.report import table
+            from tinyseed.evaluation.run import evaluate
+
+            report = evaluate(spec, settings)
+            print(references_as((spec.table or table)(report), flag))
             return 0
     raise AssertionError
 

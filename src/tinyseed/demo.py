@@ -17,13 +17,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tinyseed import api
 from tinyseed.assets import CLOTHING_TEACHER, clothing
 from tinyseed.checkpoints.load import load_model
 from tinyseed.data.base import Source
 from tinyseed.data.decode import decode
 from tinyseed.data.sources import open_source
 from tinyseed.engine.run_folder import RunFolder
+from tinyseed.engine.train import train
 from tinyseed.evaluation.features import FeatureBank, embed_source
 from tinyseed.evaluation.health import neighbor_agreement
 from tinyseed.evaluation.neighbors import knn
@@ -122,7 +122,7 @@ def train_unless_done(run: TrainSettings, console: Console) -> None:
     if folder.summary.exists():
         console.print(f"     finished before: {run.out}")
         return
-    api.run(run.replaced(resume=folder.config.exists()))
+    train(run.replaced(resume=folder.config.exists()))
 
 
 def encoders(settings: DemoSettings) -> dict[str, Encoder]:

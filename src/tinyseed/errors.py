@@ -40,7 +40,7 @@ class InputError(ValueError):
     def __str__(self) -> str:
         if self.argument is None:
             return _one_line(f"{self.value}: {self.remedy}")
-        between = ": " if self.value == MISSING else "="
+        between = ": " if self.value is MISSING else "="  # a folder may be called "missing"
         return _one_line(f"{self.argument}{between}{self.value}: {self.remedy}")
 
     def rename(self, name: str | None, renamed: Mapping[str, str]) -> None:

@@ -15,7 +15,6 @@ from torchvision import models
 from tinyseed.checkpoints.load import describe_model, load_teacher
 from tinyseed.checkpoints.remote import is_url, local_file
 from tinyseed.errors import InputError
-from tinyseed.files import cache_folder
 
 
 @pytest.fixture
@@ -119,9 +118,3 @@ def test_a_missing_package_is_reported(cache, monkeypatch):
     assert message == (
         "s3://bucket/r18.pth: needs a package that is not installed (Install s3fs to access S3)"
     )
-
-
-def test_the_cache_is_shared_with_data(cache):
-    from tinyseed.data.cache import cache_folder as of_data
-
-    assert of_data() == cache_folder() == cache.parent

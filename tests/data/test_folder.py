@@ -188,6 +188,11 @@ def test_equals_pathlib(tmp_path_factory, files):
             assert (parts[0] if len(parts) > 1 else None) == (source.classes[label] if label >= 0 else None)
 
 
+def test_a_name_without_a_dot_is_not_a_suffix(tmp_path):
+    tree(tmp_path, ["a.jpg", "TIF", "b/jpg"])
+    assert names(open_source([str(tmp_path)]), tmp_path) == ["a.jpg"]
+
+
 def test_the_second_opening_lists_nothing(tmp_path, listings):
     tree(tmp_path, ["a/1.jpg", "b/c/2.jpg"])
     first = open_source([str(tmp_path)])

@@ -2,6 +2,7 @@ import dataclasses
 import errno
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from tinyseed.detection.report import DetectReport
 from tinyseed.detection.settings import DetectSettings
 from tinyseed.errors import InputError, RunError
 from tinyseed.evaluation.run import evaluate
+from tinyseed.signals import Stopped, StopRequest
 
 pytest.importorskip("pycocotools")
 
+SURFACE = Path(__file__).parents[1] / "surface.json"
 MODEL = "random:mobilenetv3_small_050"
 
 
@@ -61,6 +64,9 @@ def test_start_points_stand_side_by_side_and_finished_ones_are_kept(squares_voc,
     assert report.classes == ("blue", "red")
     content = json.loads((tmp_path / "evaluate-detect.json").read_text())
     assert content == json.loads(json.dumps(dataclasses.asdict(report)))
+    former = json.loads(SURFACE.read_text())["run"]["evaluate-detect.json"]
+    assert set(former["keys"]) <= content.keys()
+    assert set(former["results"]) == content["results"][0].keys()
     assert content["results"][0]["box"].keys() == {"ap", "ap50", "ap75", "per_class"}
     page = (tmp_path / "evaluate-detect.md").read_text()
     assert "| random:resnet10t | resnet10t |" in page
@@ -92,10 +98,28 @@ def test_the_report_says_what_was_measured_and_with_what(squares_voc, tmp_path):
     assert "tinyseed evaluate detect --model" in (tmp_path / "evaluate-detect.md").read_text()
 
 
-def test_a_stopped_evaluation_resumes(squares_voc, tmp_path):
+def test_images_that_cannot_be_decoded_count_as_without_detections(voc_folder, tmp_path):
+    folder = voc_folder()
+    broken = folder / "JPEGImages/001.jpg"
+    broken.write_bytes(broken.read_bytes()[:700])  # its header says the size
+    report = run(settings_for(folder, tmp_path / "out", test_split="trainval", schedule=1))
+    assert (report.test_images, report.unreadable_images) == (2, 1)
+    assert "test: 1 images could not be decoded: nothing is detected in them" in report.notes
+
+
+def test_a_stopped_evaluation_resumes(squares_voc, tmp_path, monkeypatch):
     settings = settings_for(squares_voc, tmp_path)
-    assert evaluate(SPEC, settings, stop=lambda: True) is None
-    assert [file.suffix for file in (tmp_path / "detect").iterdir()] == [".ckpt"]
+    with monkeypatch.context() as asked:
+        asked.setattr(StopRequest, "asked", property(lambda _: True))
+        with pytest.raises(Stopped):
+            evaluate(SPEC, settings)
+    (checkpoint,) = (tmp_path / "detect").iterdir()
+    assert checkpoint.suffix == ".ckpt"
+    saved = checkpoint.read_bytes()
+    checkpoint.write_bytes(saved[:100])
+    with pytest.raises(InputError, match=r"out=.*\.ckpt: cannot be read as a checkpoint .*; delete it"):
+        run(settings)
+    checkpoint.write_bytes(saved)
     resumed = untimed(run(settings))
     whole = untimed(run(dataclasses.replace(settings, out=tmp_path / "other")))
     assert resumed.results == whole.results
@@ -131,7 +155,7 @@ def test_from_the_command_line_with_masks(squares_coco, tmp_path, capsys):
     table = capsys.readouterr().out
     assert "Mask R-CNN, 1 steps of 1 images at 64 px, frozen norms" in table
     assert "mask AP" in table
-    assert "compare with `norm` trained" in table  # an untrained network's norms are worth little frozen
+    assert "compare with --norm trained" in table  # an untrained network's norms are worth little frozen
 
 
 def test_python_has_it_too(squares_voc, tmp_path):
@@ -149,16 +173,12 @@ def test_python_has_it_too(squares_voc, tmp_path):
     assert len(report.results) == 1
 
 
-def test_bccd_reports_its_empty_boxes_and_stops_when_asked_to(shared_data, tmp_path, capsys):
+def test_bccd_reports_its_empty_boxes_and_stops_when_asked_to(shared_data, tmp_path, monkeypatch, capsys):
     settings = settings_for(shared_data / "bccd-voc", tmp_path, limit=None, schedule=1)
-    stopped = []
-
-    def stop():
-        stopped.append(True)
-        return True
-
-    assert evaluate(SPEC, settings, stop=stop) is None
-    assert stopped
+    with monkeypatch.context() as asked:
+        asked.setattr(StopRequest, "asked", property(lambda _: True))
+        with pytest.raises(Stopped):
+            evaluate(SPEC, settings)
     assert "boxes of zero size dropped" in capsys.readouterr().err
 
 
@@ -212,5 +232,6 @@ def test_one_line_for_people(squares_voc, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", "detect", *map(str, arguments)])
     assert ended.value.code == 2
-    *_, error = capsys.readouterr().err.splitlines()
-    assert error.startswith("tinyseed: error: model=test_vit: has no feature maps")
+    progress, error = capsys.readouterr().err.splitlines()
+    assert progress == "reading annotations"
+    assert error.startswith("tinyseed: error: --model: test_vit: has no feature maps")

@@ -3,11 +3,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from tinyseed.evaluation.detect.detectron import export_detectron2
 
+from tinyseed.checkpoints.load import load_model
 from tinyseed.detection.export import export_detectron2
 from tinyseed.errors import InputError
-from tinyseed.models.teacher import load_model
+from tinyseed.models.spec import ModelSpec
 
 
 def expected_names(blocks, convolutions):
@@ -86,7 +86,7 @@ def test_other_networks_are_refused(tmp_path, name, message):
 
 def test_small_stems_and_other_file_names_are_refused(tmp_path):
     with pytest.raises(InputError, match="has a small stem"):
-        export_detectron2(load_model("random:resnet18", small_stem=True), tmp_path / "r.pkl")
+        export_detectron2(load_model(ModelSpec("random:resnet18", small_stem=True)), tmp_path / "r.pkl")
     with pytest.raises(InputError, match=r"ends in \.pkl"):
         export_detectron2(load_model("random:resnet18"), tmp_path / "r.pth")
     assert torch.is_tensor(load_model("random:resnet18").backbone.network.conv1.weight)

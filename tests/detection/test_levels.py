@@ -29,7 +29,7 @@ def stage_ends(backbone):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_levels_are_the_backbones_own_maps_with_its_own_weights(name):
-    backbone = build_backbone(name, seed=3, field="--model").eval()
+    backbone = build_backbone(name, seed=3).eval()
     levels = feature_levels(backbone, norm="trained").eval()
     given, own = levels.network.state_dict(), backbone.network.state_dict()
     assert given.keys() == own.keys()
@@ -59,19 +59,19 @@ def test_levels_are_the_backbones_own_maps_with_its_own_weights(name):
 )
 def test_backbones_without_levels_are_refused(name, message):
     with pytest.raises(InputError, match=message) as refused:
-        feature_levels(build_backbone(name, seed=0, field="--model"), norm="frozen")
+        feature_levels(build_backbone(name, seed=0), norm="frozen")
     assert str(refused.value).startswith(f"{name}: ")
 
 
 def test_a_small_stem_has_no_coarse_levels():
-    backbone = build_backbone("resnet18", small_stem=True, seed=0, field="--model")
+    backbone = build_backbone("resnet18", small_stem=True, seed=0)
     with pytest.raises(InputError, match=r"at stride 16, 32 \(only at 1, 2, 4, 8\)"):
         feature_levels(backbone, norm="frozen")
 
 
 @pytest.mark.parametrize("norm", ["frozen", "trained"])
 def test_batch_norms_are_frozen_or_trained(norm):
-    levels = feature_levels(build_backbone("resnet10t", seed=0, field="--model"), norm=norm)
+    levels = feature_levels(build_backbone("resnet10t", seed=0), norm=norm)
     levels.train()
     before = {key: value.clone() for key, value in levels.network.state_dict().items()}
     parameters = [parameter for parameter in levels.parameters() if parameter.requires_grad]

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tinyseed.checkpoints.load import load_model
 from tinyseed.detection.batches import Views
 from tinyseed.detection.coco import read_coco
 from tinyseed.detection.detector import build_detector
@@ -12,7 +13,7 @@ from tinyseed.detection.train import Plan, schedule_steps, train
 from tinyseed.detection.voc import read_voc
 from tinyseed.errors import InputError, RunError
 from tinyseed.evaluation.base import Interrupted
-from tinyseed.models.teacher import load_model
+from tinyseed.models.spec import ModelSpec
 from tinyseed.progress import Progress
 
 pytest.importorskip("pycocotools")
@@ -112,7 +113,7 @@ def test_the_start_point_gets_no_training_itself_and_all_of_its_weights(images, 
 def test_heads_are_the_same_for_each_start_point():
     plain, other = (
         load_model("random:mobilenetv3_small_050"),
-        load_model("random:mobilenetv3_small_050", seed=9),
+        load_model(ModelSpec("random:mobilenetv3_small_050", seed=9)),
     )
     first, second = (
         build_detector(encoder, 2, masks=False, norm="trained", seed=0, width=16).state_dict()

@@ -1,7 +1,6 @@
 import xml.etree.ElementTree as ET
 
 import pytest
-from tinyseed.evaluation.detect.voc import read_voc
 
 from tinyseed.detection.voc import read_voc
 from tinyseed.errors import InputError

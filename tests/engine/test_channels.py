@@ -20,7 +20,6 @@ from tinyseed.data.readers import BandReader, reader_for
 from tinyseed.data.sources import open_source
 from tinyseed.engine import train as engine
 from tinyseed.engine.data import measured
-from tinyseed.engine.signals import Stopped
 from tinyseed.engine.train import train
 from tinyseed.errors import InputError, RunError
 from tinyseed.evaluation import knn
@@ -31,6 +30,7 @@ from tinyseed.methods.seed import SeedSettings
 from tinyseed.methods.simclr import SimCLRSettings
 from tinyseed.methods.swav import SwAVSettings
 from tinyseed.models.contract import InputContract
+from tinyseed.signals import Stopped
 
 SMALL = {"batch_size": 8, "image_size": 32, "workers": 0, "precision": "32", "log_every": 1}
 

@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinyseed import api
 from tinyseed.engine import train as engine
-from tinyseed.engine.signals import Stopped
 from tinyseed.engine.train import train
 from tinyseed.errors import InputError
 from tinyseed.methods.moco import MoCoV1Settings
 from tinyseed.methods.simclr import SimCLRSettings
 from tinyseed.methods.swav import SwAVSettings
 from tinyseed.settings.train import TrainSettings
+from tinyseed.signals import Stopped
 
 SMALL = {"image_size": 32, "workers": 0, "precision": "32", "log_every": 1, "batch_size": 9, "epochs": 3}
 FEW = {"prototypes": 6, "small_crops": 2, "queue_size": 12, "queue_start_epoch": 1}
@@ -62,7 +61,7 @@ def checkpoint(out: Path) -> dict[str, torch.Tensor]:
 def test_each_method_learns_and_its_report_reads_right(photos, tmp_path, kind, changes, verb):
     out = tmp_path / "run"
     settings = config(kind, photos, out, lr=6.0, **changes)
-    summary = api.run(settings)
+    summary = train(settings)
     values = losses(out)
     assert len(values) == 18
     assert sum(values[-4:]) < 0.95 * sum(values[:4])

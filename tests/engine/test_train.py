@@ -14,11 +14,11 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from tinyseed.engine.signals import Stopped
 from tinyseed.engine.train import train
 from tinyseed.errors import InputError, RunError
 from tinyseed.methods.moco import MoCoSettings
 from tinyseed.methods.seed import SeedSettings
+from tinyseed.signals import Stopped
 
 SMALL = {"epochs": 2, "batch_size": 8, "image_size": 32, "workers": 0, "precision": "32", "log_every": 1}
 

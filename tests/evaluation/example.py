@@ -3,21 +3,20 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tinyseed.evaluation.base import EvaluationSpec, Measurement
+from tinyseed.evaluation.base import EvaluationSpec, Measurement, Resume
 from tinyseed.lazy import lazy
 from tinyseed.settings.evaluation import ModelEvaluationSettings
 
 if TYPE_CHECKING:
     import torch
 
-    from tinyseed.evaluation import features, metrics, resume, splits
+    from tinyseed.evaluation import features, metrics, splits
     from tinyseed.models import encoder as models
 else:
-    torch, features, metrics, resume, splits, models = lazy(
+    torch, features, metrics, splits, models = lazy(
         "torch",
         "tinyseed.evaluation.features",
         "tinyseed.evaluation.metrics",
-        "tinyseed.evaluation.resume",
         "tinyseed.evaluation.splits",
         "tinyseed.models.encoder",
     )
@@ -32,7 +31,7 @@ class CentroidSettings(ModelEvaluationSettings):
 
 
 def measure(
-    encoder: "models.Encoder", splits: "splits.Splits", settings: CentroidSettings, resume: "resume.Resume"
+    encoder: "models.Encoder", splits: "splits.Splits", settings: CentroidSettings, resume: Resume
 ) -> Measurement:
     """Metrics in per cent, as one row."""
     train, test = features.embed_splits(encoder, splits, workers=settings.workers)

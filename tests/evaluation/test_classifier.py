@@ -111,7 +111,7 @@ def test_the_seed_decides(splits, small):
     assert not same(one.state_dict(), other.state_dict())
 
 
-def test_too_high_a_learning_rate_is_told(splits, small):
+def test_too_high_a_learning_rate_is_an_error_of_its_own(splits, small):
     with pytest.raises(DivergedError, match="learning rate is too high"):
         fit_classifier(small, splits.train, 3, Recipe(4, 24, 1e20, 1e20))
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from tinyseed.data.render import IMAGENET_MEAN, IMAGENET_STD
 from tinyseed.errors import RunError
 from tinyseed.evaluation import features as module
 from tinyseed.evaluation.features import (
@@ -20,6 +19,7 @@ from tinyseed.evaluation.features import (
     evaluating,
 )
 from tinyseed.evaluation.splits import open_splits
+from tinyseed.models.contract import IMAGENET
 from tinyseed.settings.evaluation import EvaluationSettings
 
 CPU = torch.device("cpu")
@@ -44,10 +44,10 @@ def mean_color(images: torch.Tensor) -> torch.Tensor:
     return images.mean((2, 3))
 
 
-def test_images_are_normalised_and_stay_in_order():
-    bank = embed(mean_color, batches([4, 0], [], [200]), device=CPU, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+def test_images_are_normalized_and_stay_in_order():
+    bank = embed(mean_color, batches([4, 0], [], [200]), IMAGENET, on=CPU)
     assert bank.indices.tolist() == [4, 0, 200]
-    expected = (np.array([[4], [0], [200]]) / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+    expected = (np.array([[4], [0], [200]]) / 255 - np.array(IMAGENET.mean)) / np.array(IMAGENET.std)
     np.testing.assert_allclose(bank.features.numpy(), expected, atol=1e-6)
     assert bank.features.dtype == torch.float32
     assert bank.labels.tolist() == [-1, -1, -1]
@@ -55,19 +55,17 @@ def test_images_are_normalised_and_stay_in_order():
 
 def test_the_batches_are_left_as_they_were():
     (batch,) = batches([7, 9])
-    embed(mean_color, [batch], device=CPU, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    embed(mean_color, [batch], IMAGENET, on=CPU)
     assert batch.pixels.unique().tolist() == [7, 9]
 
 
 def test_labels_follow_their_images():
     labels = np.array([5, -1, 7, 8], np.int64)
-    bank = embed(
-        mean_color, batches([3, 1], [0]), device=CPU, mean=IMAGENET_MEAN, std=IMAGENET_STD, labels=labels
-    )
+    bank = embed(mean_color, batches([3, 1], [0]), IMAGENET, on=CPU, labels=labels)
     assert bank.labels.tolist() == [8, -1, 5]
 
 
-def test_autocast_is_for_the_network_alone():
+def test_autocast_is_for_the_network_only():
     layer = nn.Linear(3, 2)
     seen = []
 
@@ -76,17 +74,15 @@ def test_autocast_is_for_the_network_alone():
         seen.append(out.dtype)
         return out
 
-    bank = embed(
-        network, batches([1], [2]), device=CPU, mean=IMAGENET_MEAN, std=IMAGENET_STD, autocast=torch.bfloat16
-    )
+    bank = embed(network, batches([1], [2]), IMAGENET, on=CPU, autocast=torch.bfloat16)
     assert seen == [torch.bfloat16] * 2
     assert bank.features.dtype == torch.float32
     assert not bank.features.requires_grad
 
 
-def test_nothing_readable_is_told():
+def test_nothing_readable_is_an_error():
     with pytest.raises(RunError, match="no image could be read"):
-        embed(mean_color, batches([], []), device=CPU, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        embed(mean_color, batches([], []), IMAGENET, on=CPU)
 
 
 def test_every_part_gets_its_mode_back():
@@ -188,16 +184,18 @@ def pieces(monkeypatch, tmp_path):
     monkeypatch.setenv("TINYSEED_CACHE", str(tmp_path / "cache"))
 
 
-def test_features_in_pieces_are_those_in_one_and_go_on_where_they_stopped(splits, small, pieces, monkeypatch):
+def test_features_in_pieces_are_those_in_one_and_resume_where_they_stopped(
+    splits, small, pieces, monkeypatch
+):
     split = splits.train
     whole = embed_source(small, split.source)
     embedded = []
     honest = module.embed
 
-    def stops(network, batches, **settings):
+    def stops(*given, **more):
         if len(embedded) == 2:
             raise KeyboardInterrupt
-        embedded.append(honest(network, batches, **settings))
+        embedded.append(honest(*given, **more))
         return embedded[-1]
 
     monkeypatch.setattr(module, "embed", stops)
@@ -222,7 +220,7 @@ def test_half_precision_is_kept_as_such(splits, small, pieces):
     assert torch.equal(embed_split(small, split, precision="16").features, half.features)
 
 
-def test_features_beyond_half_precision_are_told(splits, small, pieces, monkeypatch):
+def test_features_beyond_half_precision_are_an_error(splits, small, pieces, monkeypatch):
     honest = small.features
     monkeypatch.setattr(small, "features", lambda images: honest(images) * 1e7)
     with pytest.raises(RunError, match="set `bank_precision` to 32"):

@@ -53,7 +53,7 @@ def test_what_is_saved_is_read_back(split, tmp_path):
     assert again.name == chosen.name == "0.25"
 
 
-def test_published_lists_name_files_alone(split, tmp_path):
+def test_published_lists_name_files_without_folders(split, tmp_path):
     path = tmp_path / "1percent.txt"
     path.write_text("train-red-03.png\ntrain-blue-00.png\n")
     assert read_subset(split, path).places.tolist() == [0, 51]
@@ -74,17 +74,17 @@ def train_split_of(photos):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("unknown.png\n", "no training image"),
         ("\n", "is empty"),
         ("train-red-03.png\n" * 2, "names an image twice"),
     ],
 )
-def test_a_broken_list_is_one_line(split, tmp_path, content, told):
+def test_a_broken_list_is_one_line(split, tmp_path, content, message):
     path = tmp_path / "list.txt"
     path.write_text(content)
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         read_subset(split, path)
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="cannot be read"):

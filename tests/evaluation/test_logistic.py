@@ -73,7 +73,7 @@ def test_top1_is_within_half_a_point_of_scikit_learns(dtype):
         )
 
 
-def test_problems_together_equal_problems_alone():
+def test_problems_together_equal_single_ones():
     features, labels = problem(300, 4)
     together = fit_logistic(features, labels, (0.1, 0.001), CLASSES)
     alone = fit_logistic(features, labels, (0.001,), CLASSES)
@@ -89,7 +89,7 @@ def test_constant_features_and_absent_classes_are_no_trouble():
     assert int(fitted.scores(features, 0).argmax(1).max()) < CLASSES
 
 
-def test_the_probe_chooses_on_validation_and_tells_it():
+def test_the_probe_chooses_on_validation_images_and_reports_it():
     train, labels = problem(400, 6)
     test, test_labels = problem(500, 7)
     sides = [

@@ -139,7 +139,7 @@ def test_a_class_that_no_train_image_has_counts_as_wrong():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"train_labels": torch.full((20,), -1)}, "train_labels=no labeled image: "),
         ({"test_labels": torch.full((10,), -1)}, "test_labels=no labeled image: "),
@@ -149,7 +149,7 @@ def test_a_class_that_no_train_image_has_counts_as_wrong():
         ({"k": ()}, "k="),
     ],
 )
-def test_what_cannot_be_answered_is_refused(change, told):
+def test_what_cannot_be_answered_is_refused(change, message):
     given = {
         "train": torch.randn(20, 4),
         "train_labels": torch.arange(20) % 3,
@@ -159,7 +159,7 @@ def test_what_cannot_be_answered_is_refused(change, told):
     }
     with pytest.raises(InputError) as caught:
         knn(**given | change)
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 

@@ -1,5 +1,6 @@
 """Reports say how to repeat them; tables line up."""
 
+import dataclasses
 import json
 import shlex
 
@@ -9,11 +10,11 @@ from tinyseed.evaluation.report import metrics_table, text_table
 from tinyseed.evaluation.run import evaluate
 
 
-def test_a_report_says_all_that_repeats_it(settings, tmp_path):
+def test_a_report_holds_all_that_repeats_it(settings, tmp_path):
     config = knn.KnnSettings(model="random:resnet10t", k=(3,), out=tmp_path / "a b", limit=20, **settings)
     report = evaluate(knn.SPEC, config)
     content = json.loads((tmp_path / "a b" / "evaluate-knn.json").read_text())
-    assert content == json.loads(json.dumps(report.as_json()))
+    assert content == json.loads(json.dumps(dataclasses.asdict(report)))
     assert content["settings"]["limit"] == 20
     assert len(content["data"]["train"]) == 24
     assert {"torch", "timm", "tinyseed", "python"} <= content["versions"].keys()
@@ -24,7 +25,7 @@ def test_a_report_says_all_that_repeats_it(settings, tmp_path):
     assert parse(knn.KnnSettings, words, command="x", example="x", about="x") == config
 
 
-def test_without_a_folder_nothing_is_written_and_that_is_told(settings):
+def test_without_a_folder_nothing_is_written_and_a_note_says_so(settings):
     report = evaluate(knn.SPEC, knn.KnnSettings(model="random:resnet10t", k=(3,), limit=20, **settings))
     assert any("give `out`" in note for note in report.notes)
 

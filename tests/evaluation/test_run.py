@@ -10,12 +10,12 @@ import pytest
 import tinyseed
 from tinyseed.errors import InputError, RunError
 from tinyseed.evaluation import logistic
-from tinyseed.evaluation.base import Interrupted, Measurement, Subject, merge
-from tinyseed.evaluation.catalog import EVALUATIONS, find_evaluation
+from tinyseed.evaluation.base import Interrupted, Measurement, Resume, Subject, merge
 from tinyseed.evaluation.logistic import fit_logistic
 from tinyseed.evaluation.report import show
-from tinyseed.evaluation.resume import Resume
 from tinyseed.evaluation.run import evaluate
+from tinyseed.evaluations import EVALUATIONS, find_evaluation
+from tinyseed.signals import Stopped, StopRequest
 
 from .example import SPEC, CentroidSettings
 
@@ -46,7 +46,7 @@ def with_parts(*measures):
     return dataclasses.replace(SPEC, measure=measure, stoppable=True)
 
 
-def test_a_stopped_evaluation_returns_nothing_and_resumes(settings, tmp_path):
+def test_a_stopped_evaluation_returns_nothing_and_resumes(settings, tmp_path, monkeypatch):
     computed = []
 
     def first(resume):
@@ -60,11 +60,14 @@ def test_a_stopped_evaluation_returns_nothing_and_resumes(settings, tmp_path):
         return Measurement(({"part": 2},))
 
     given = CentroidSettings(model=MODEL, out=tmp_path, **settings)
-    assert evaluate(with_parts(first, second), given, stop=lambda: True) is None
+    spec = with_parts(first, second)
+    with monkeypatch.context() as asked:
+        asked.setattr(StopRequest, "asked", property(lambda _: True))
+        with pytest.raises(Stopped, match="the same command resumes it"):
+            evaluate(spec, given)
     assert not list(tmp_path.iterdir())
     for _ in range(2):  # once finished, nothing is left over
         report = evaluate(with_parts(first, second), dataclasses.replace(given, workers=1))
-        assert report is not None
         assert report.results == ({"part": 1}, {"part": 2})
     assert computed == ["first", "second", "first", "second"]
 
@@ -76,18 +79,15 @@ def test_what_an_evaluation_leaves_is_all_in_its_folder(settings, tmp_path):
     spec = dataclasses.replace(
         SPEC,
         measure=measure,
-        details=lambda data, settings: {"classes": data.classes},
+        report=lambda report, data, settings: dataclasses.replace(report, versions={"all": "1"}),
         page=lambda report, settings: f"# {report.model}",
         page_names=("page.md",),
     )
     report = evaluate(spec, CentroidSettings(model=MODEL, out=tmp_path, **settings))
     assert report is not None
     assert report.notes == ("a note", "3 unreadable images left out")
-    assert json.loads((tmp_path / "evaluate-centroid.json").read_text())["classes"] == [
-        "blue",
-        "green",
-        "red",
-    ]
+    content = json.loads((tmp_path / "evaluate-centroid.json").read_text())
+    assert content["versions"] == report.versions == {"all": "1"}
     assert (tmp_path / "list.txt").read_text() == "a\nb\n"
     for name in ("evaluate-centroid.md", "page.md"):
         assert (tmp_path / name).read_text() == f"# {MODEL}\n"
@@ -122,18 +122,18 @@ def test_a_solver_that_did_not_converge_is_noted(settings, evaluation, quick, mo
 
 
 def test_every_evaluation_is_found():
-    assert [spec.name for spec in EVALUATIONS] == ["knn", "linear", "semi", "transfer", "retention"]
+    names = [spec.name for spec in EVALUATIONS]
+    assert names == ["knn", "linear", "semi", "transfer", "retention", "detect"]
     for spec in EVALUATIONS:
         assert find_evaluation(spec.name) is spec
         assert spec.example.startswith(f"tinyseed evaluate {spec.name} --")
-    with pytest.raises(InputError, match="evaluation=magic: give knn, linear"):
+    with pytest.raises(InputError, match="evaluation=magic: give one of knn, linear"):
         find_evaluation("magic")
-    assert find_evaluation("centroid", (*EVALUATIONS, SPEC)) is SPEC
 
 
-def test_the_catalog_imports_no_torch():
+def test_the_settings_of_all_evaluations_import_no_torch():
     """The command line reads the settings of an evaluation to build its help."""
-    program = "import sys, tinyseed.evaluation.catalog; sys.exit('torch' in sys.modules)"
+    program = "import sys, tinyseed.evaluations; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 

@@ -46,7 +46,7 @@ def scanned(request, monkeypatch):
 
 
 def assert_exact(queries, bank, count, *, exclude_self=False):
-    """Similarities to float32's rounding, and positions wherever float64 tells two images apart by more than that."""
+    """Similarities to float32's rounding, and positions wherever two images differ by more than that in float64."""
     found = nearest(queries, bank, count, exclude_self=exclude_self)
     cosines = normalize(queries.double(), dim=1) @ normalize(bank.double(), dim=1).T
     if exclude_self:
@@ -126,7 +126,7 @@ def test_a_scan_leaves_the_image_itself_out(scanned, count):
 
 
 def test_rounding_that_would_change_the_order_does_not(scanned):
-    """Similarities that differ by less than bfloat16 can tell: its own order would be another one."""
+    """Similarities that differ by less than bfloat16 resolves: in it the order would be another one."""
     generator = torch.Generator().manual_seed(0)
     bank = torch.randn(3000, 32, generator=generator)
     queries = torch.randn(150, 32, generator=generator)
@@ -138,7 +138,7 @@ def test_rounding_that_would_change_the_order_does_not(scanned):
 
 
 @pytest.mark.parametrize("case", ["collapsed", "duplicates", "zeros", "far away", "one cluster of copies"])
-def test_features_that_make_a_scan_vain_are_searched_all_the_same(scanned, case):
+def test_features_that_defeat_a_scan_are_searched_exhaustively(scanned, case):
     generator = torch.Generator().manual_seed(1)
     bank, queries = (torch.randn(rows, 40, generator=generator) for rows in (2500, 220))
     if case == "collapsed":
@@ -156,7 +156,7 @@ def test_features_that_make_a_scan_vain_are_searched_all_the_same(scanned, case)
     torch.testing.assert_close(values.double(), expected, atol=2e-6, rtol=0)
 
 
-def test_a_vain_scan_ends_after_its_first_block(scanned, monkeypatch):
+def test_a_defeated_scan_ends_after_its_first_block(scanned, monkeypatch):
     monkeypatch.setattr(search, "has_faiss", lambda: False)
     bank = torch.ones(2500, 40)
     assert nearest(torch.ones(500, 40), bank, 5).similarities.min() > 0.999999

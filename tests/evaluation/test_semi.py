@@ -32,7 +32,7 @@ def test_semi_saves_its_subsets_and_takes_them_again(settings, colors, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "message"),
     [
         ({"fraction": (0.0,)}, "fraction=0.0: "),
         ({"fraction": (1.5,)}, "fraction=1.5: "),
@@ -40,10 +40,10 @@ def test_semi_saves_its_subsets_and_takes_them_again(settings, colors, tmp_path)
         ({"lr": -1.0}, "lr=-1.0: "),
     ],
 )
-def test_semi_refuses_settings_out_of_range(settings, setting, told):
+def test_semi_refuses_settings_out_of_range(settings, setting, message):
     with pytest.raises(InputError) as caught:
         tinyseed.evaluate("semi", model=MODEL, **settings, **setting)
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
 
 
 def test_a_subset_of_one_class_is_refused(settings, tmp_path):
@@ -67,7 +67,7 @@ def test_swavs_settings_hold_where_the_subset_is_large_enough():
     assert (recipe.lr_backbone, recipe.lr_head, recipe.weight_decay, recipe.momentum) == (0.01, 0.2, 0, 0.9)
 
 
-def test_a_small_subset_takes_small_batches_and_says_so():
+def test_a_small_subset_takes_small_batches_with_a_note():
     recipe, notes = recipe_for(42, 0.01, tuning())
     assert (recipe.batch_size, recipe.epochs * (42 // recipe.batch_size)) == (10, 200)
     assert any("batch 10 instead of 256" in note for note in notes)

@@ -40,17 +40,17 @@ def test_classes_that_one_split_lacks_are_noted_and_counted(changed):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda train, test: [shutil.rmtree(train / name) for name in ("red", "blue")], "train_data="),
         (lambda train, test: [shutil.rmtree(test / name) for name in ("red", "blue")], "test_data="),
     ],
 )
-def test_missing_labels_are_one_line(changed, change, told):
+def test_missing_labels_are_one_line(changed, change, message):
     change(*changed)
     with pytest.raises(InputError, match="has no labels") as caught:
         splits_of(*changed)
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
@@ -61,17 +61,17 @@ def test_one_class_is_refused(colors):
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "message"),
     [
         ({"limit": 0}, "limit=0"),
         ({"workers": -1}, "workers=-1"),
         ({"image_size": 4}, "image_size=4"),
     ],
 )
-def test_settings_out_of_range_are_refused(setting, told):
+def test_settings_out_of_range_are_refused(setting, message):
     with pytest.raises(InputError) as caught:
         EvaluationSettings(train_data=("a",), test_data=("b",), **setting).check()
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
 
 
 def test_align_labels_matches_names_not_numbers():

@@ -35,7 +35,7 @@ def test_transfer_linear_chooses_by_the_sets_own_metric(settings, tmp_path):
         ("carpets/train", "top1"),
     ],
 )
-def test_auto_metric_goes_by_the_name(data, metric):
+def test_auto_metric_depends_on_the_name(data, metric):
     given = {"model": MODEL, "train_data": (data,), "test_data": ("x",)}
     assert metric_for(TransferSettings(**given)) == metric
     assert metric_for(TransferSettings(metric="top1", **given)) == "top1"

@@ -1,5 +1,6 @@
 """SEED's loss against the direct formula: NumPy in float64, closed forms, and torch's own float32."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,15 @@ from torch.nn.functional import normalize
 from tinyseed.objectives.contrast import info_nce
 from tinyseed.objectives.queue import Queue
 from tinyseed.objectives.seed import seed_loss, seed_terms, target_entropy
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    """The bounds of float32 hold for sums over two threads, also in a test process that has one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 class Reference(NamedTuple):

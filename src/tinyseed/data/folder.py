@@ -235,7 +235,7 @@ def _list(folder: bytes) -> tuple[list[bytes], list[bytes]]:
             try:
                 if entry.is_dir():
                     below.append(name)
-                elif name.rpartition(b".")[2].lower() in _WANTED and entry.is_file():
+                elif b"." in name and name.rpartition(b".")[2].lower() in _WANTED and entry.is_file():
                     images.append(name)
             except OSError:  # a link to itself
                 continue

@@ -9,9 +9,8 @@ from tinyseed.detection.report import DetectReport, DetectResult, page, table
 from tinyseed.detection.settings import DEFAULT_SPLITS, RANDOM_INIT, DetectSettings
 from tinyseed.detection.voc import read_voc
 from tinyseed.errors import InputError, argument
-from tinyseed.evaluation.base import EvaluationSpec, Measured, Measurement, Subject
+from tinyseed.evaluation.base import EvaluationSpec, Measured, Measurement, Resume, Subject
 from tinyseed.evaluation.report import Report, report_folder
-from tinyseed.evaluation.resume import Resume
 from tinyseed.lazy import lazy
 from tinyseed.progress import Progress
 
@@ -104,9 +103,10 @@ def measure(
     result, checkpoint = kept.path(f"{name}.json"), kept.path(f"{name}.ckpt")
     if result.is_file():
         Progress().say(f"{encoder.backbone.name}: trained before with these settings ({result})")
-    measured = kept.remember(
-        name, lambda: trial.train_and_score(encoder, data, settings, checkpoint, resume.stop)
-    )
+    with argument("out"):
+        measured = kept.remember(
+            name, lambda: trial.train_and_score(encoder, data, settings, checkpoint, resume.stop)
+        )
     checkpoint.unlink(missing_ok=True)
     return measured
 
@@ -151,7 +151,7 @@ def _start_notes(settings: DetectSettings) -> tuple[str, ...]:
         return ()
     why = "its frozen batch norms keep the scale of 0 that many libraries initialize residual branches with"
     starts = (settings.model, *settings.compare)
-    untrained = [name for name in starts if name == RANDOM_INIT or name.startswith("random:")]
+    untrained = [name for name in starts if name == RANDOM_INIT or name.startswith(specs.RANDOM)]
     return tuple(f"{name}: {why}; compare with `norm` trained" for name in untrained)
 
 

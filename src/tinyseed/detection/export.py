@@ -41,7 +41,7 @@ def export_detectron2(encoder: Encoder, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix != ".pkl":
         remedy = "give a file name that ends in .pkl, by which Detectron2 recognizes the format"
-        raise InputError(path, remedy, argument="path")
+        raise InputError(path, remedy)
     network = encoder.backbone.network
     _require_plain_resnet(network, encoder.backbone.name)
     model = {

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tinyseed.errors import MISSING, InputError
-from tinyseed.settings.evaluation import EvaluationSettings, at_least, positive
+from tinyseed.settings.base import Range
+from tinyseed.settings.evaluation import EvaluationSettings
 
 Format = Literal["voc", "coco"]
 
@@ -22,14 +23,20 @@ RANDOM_INIT = "random"
 class DetectSettings(EvaluationSettings):
     """Settings of `tinyseed evaluate detect`."""
 
+    RANGES: ClassVar = {
+        "image_size": Range(32),
+        "batch_size": Range(1),
+        "lr": Range(0, above=True),
+    }
+
     model: str
     """Model to start from: a run folder, a checkpoint file or its URL, a backbone's name, or random:NAME."""
     train_data: tuple[str, ...] = ()
-    """Folder in the layout of `format`; for VOC07+12 both folders, or the folder that holds them."""
+    """Folder with the annotated images; for VOC07+12 both folders, or the folder that holds them."""
     format: Format | None = None
     """Layout of the data: VOC (Annotations, JPEGImages, ImageSets) or COCO (annotations/instances_SPLIT.json)."""
     test_data: tuple[str, ...] = ()
-    """Folder of the test split; by default that of `train_data`."""
+    """Folder with the test split; by default the same folder."""
     train_split: str | None = None
     """Split to train on; by default trainval (VOC) or train2017 (COCO)."""
     test_split: str | None = None
@@ -64,10 +71,11 @@ class DetectSettings(EvaluationSettings):
             InputError: names the first such setting.
         """
         self._check_data()
-        at_least(1, batch_size=self.batch_size, schedule=self.schedule, limit=self.limit)
-        at_least(32, image_size=min(self.image_size, default=0))
-        at_least(0, seed=self.seed, workers=self.workers)
-        positive(lr=(self.lr,))
+        super().check()
+        if isinstance(self.schedule, int) and self.schedule < 1:
+            raise InputError(self.schedule, f"give a number {Range(1)}", argument="schedule")
+        if not self.image_size:
+            raise InputError("(nothing)", f"give a number {Range(32)}", argument="image_size")
         if self.out is None and not Path(self.model).expanduser().is_dir():
             remedy = "give a folder for the report and the checkpoints, since the model is not a run folder"
             raise InputError(MISSING, remedy, argument="out")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinyseed.engine.run_folder import Metrics, RunFolder
+from tinyseed.engine.run_folder import Metrics, Quarantine, RunFolder
 from tinyseed.errors import RunError
 from tinyseed.methods.base import Group, StepOutput
 from tinyseed.progress import Progress, duration
@@ -18,14 +18,16 @@ class Log:
 
     Attributes:
         progress: what is shown on the error stream.
+        quarantine: images that could not be read.
         latest: the metrics of the last evaluation.
         waited: seconds spent waiting for data.
     """
 
-    def __init__(self, folder: RunFolder, group: Group, progress: Progress) -> None:
+    def __init__(self, folder: RunFolder, group: Group, progress: Progress, quarantine: Quarantine) -> None:
         self.folder = folder
         self.group = group
         self.progress = progress
+        self.quarantine = quarantine
         self.latest: Metrics = {}
         self.restart()
 

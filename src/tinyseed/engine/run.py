@@ -23,7 +23,6 @@ from tinyseed.engine.optim import build_optimizer, scaled_lr
 from tinyseed.engine.run_folder import Metrics, Quarantine, RunFolder
 from tinyseed.engine.runtime import Runtime, share_statistics, start, worker_count
 from tinyseed.engine.schedule import Schedule
-from tinyseed.engine.signals import StopRequest
 from tinyseed.errors import InputError, argument
 from tinyseed.files import write_json
 from tinyseed.methods.base import Forward, Method, MethodSpec, Setup
@@ -31,18 +30,60 @@ from tinyseed.methods.catalog import spec_of
 from tinyseed.methods.distillation import teacher_bands
 from tinyseed.models.teacher import Teacher
 from tinyseed.progress import Progress, duration
+from tinyseed.report.page import write_report
 from tinyseed.settings.train import DistillSettings, TrainSettings
+from tinyseed.signals import StopRequest
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What is trained, and what trains it.
+
+    Attributes:
+        forward: the method's module as Fabric wrapped it (mixed precision, DDP).
+    """
+
+    method: Method
+    forward: Forward
+    optimizer: Optimizer
+    schedule: Schedule
+
+
+@dataclass
+class Clock:
+    """The time of a run.
+
+    Attributes:
+        elapsed: seconds of training done, the same on all processes.
+        began: when this process would have begun, had it never been interrupted.
+        saved_at: when the last checkpoint was written.
+    """
+
+    elapsed: float = 0.0
+    began: float = 0.0
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def start(self) -> None:
+        """Count from here."""
+        self.began = time.monotonic() - self.elapsed
+
+    @property
+    def now(self) -> float:
+        """Seconds of training done, by this process' clock."""
+        return time.monotonic() - self.began
+
+    def overdue(self, minutes: float) -> bool:
+        """Whether the last checkpoint is older than this."""
+        return time.monotonic() - self.saved_at > minutes * 60
 
 
 @dataclass
 class Run:
-    """A run in progress. `step`, `elapsed` and `saved_at` change; the rest is set up once.
+    """A run in progress: `step` and `clock` advance, the rest is set up once.
 
     Attributes:
         settings: complete; nothing in them is "auto".
-        forward: the method's module as Fabric wrapped it.
         step: optimizer steps done.
-        elapsed: seconds of training done, the same on all processes.
     """
 
     settings: TrainSettings
@@ -50,18 +91,16 @@ class Run:
     runtime: Runtime
     data: RunData
     plan: Plan
-    method: Method
-    forward: Forward
-    optimizer: Optimizer
-    schedule: Schedule
-    quarantine: Quarantine
+    learner: Learner
     monitor: Monitor
     log: Log
+    clock: Clock = field(default_factory=Clock)
     step: int = 0
-    elapsed: float = 0.0
-    saved_at: float = field(default_factory=time.monotonic)
-    save_due: bool = False
-    _began: float = 0.0
+
+    @property
+    def method(self) -> Method:
+        """What is trained."""
+        return self.learner.method
 
     @property
     def epoch(self) -> int:
@@ -71,7 +110,17 @@ class Run:
     @property
     def done(self) -> bool:
         """Whether the schedule has ended."""
-        return self.step >= self.schedule.total_steps(self.step, self.elapsed)
+        return self.step >= self.total_steps
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run, as far as they are known."""
+        return self.learner.schedule.total_steps(self.step, self.clock.elapsed)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step."""
+        return self.learner.schedule.lr(self.step, self.clock.elapsed)
 
     @property
     def epoch_ended(self) -> bool:
@@ -88,25 +137,27 @@ class Run:
         """Whether to evaluate after this step; at the end of the run `finish` does."""
         return self.epoch_ended and self.epoch % self.settings.evaluate_every == 0 and not self.done
 
+    @property
+    def views(self) -> TrainingViews:
+        """How an image becomes the views that the method takes."""
+        wanted = self.method.views(self.settings.image_size)
+        data = self.data
+        return TrainingViews(data.source, wanted, self.settings.seed, data.training, data.reader)
+
     def batches(self) -> Iterator[TrainingBatch]:
         """This process' batches from the current step on, on its device; waiting for them is timed."""
-        settings, on_gpu = self.settings, self.runtime.device.type == "cuda"
-        views = TrainingViews(
-            self.data.source,
-            self.method.views(settings.image_size),
-            settings.seed,
-            self.data.training,
-            self.data.reader,
+        on_gpu = self.runtime.device.type == "cuda"
+        workers = worker_count(self.settings.workers, on_gpu)
+        loaded = training_batches(
+            self.views, self.plan, first_step=self.step, workers=workers, pin_memory=on_gpu
         )
-        workers = worker_count(settings.workers, on_gpu)
-        loaded = training_batches(views, self.plan, first_step=self.step, workers=workers, pin_memory=on_gpu)
-        self._began = time.monotonic() - self.elapsed
+        self.clock.start()
         self.log.restart()
         while True:
             began = time.perf_counter()
             batch = next(loaded)
             self.log.waited += time.perf_counter() - began
-            self.quarantine.add(batch.bad)
+            self.log.quarantine.add(batch.bad)
             yield batch.to(self.runtime.device)
 
     def write_log(self, lr: float) -> None:
@@ -119,8 +170,8 @@ class Run:
         metrics = {"step": self.step, "epoch": self.epoch, "lr": lr, **window}
         if self.runtime.is_main:
             self.folder.log(metrics)
-        total = self.schedule.total_steps(self.step, self.elapsed)
-        seconds_left = self.elapsed / self.step * (total - self.step)
+        total = self.total_steps
+        seconds_left = self.clock.elapsed / self.step * (total - self.step)
         self.log.show(metrics, total, seconds_left, final=self.done)
 
     def evaluate(self) -> None:
@@ -132,23 +183,21 @@ class Run:
         self.runtime.barrier()
         self.log.restart()
 
-    def agree(self, request: StopRequest) -> int:
-        """Agree with the other processes on the time, on whether a checkpoint is due, and on the signal to stop at.
+    def agree(self, request: StopRequest) -> tuple[int, bool]:
+        """Agree with the other processes on the time, the signal to stop at, and whether a checkpoint is due.
 
         Clocks and signals differ between processes, steps and learning rates must not: the largest of each counts for
         all. Several processes agree only where a line of the log is due.
 
         Returns:
-            The number of the signal, 0 for none.
+            The number of the signal, 0 for none; and whether a checkpoint is due.
         """
         if not self.log_due and self.runtime.group.size > 1:
-            self.save_due = False
-            return 0
-        overdue = time.monotonic() - self.saved_at > self.settings.checkpoint_minutes * 60
-        here = [float(request.number), time.monotonic() - self._began, float(overdue)]
-        number, self.elapsed, due = self.runtime.largest(here)
-        self.save_due = bool(due)
-        return int(number)
+            return 0, False
+        overdue = self.clock.overdue(self.settings.checkpoint_minutes)
+        here = [float(request.number), self.clock.now, float(overdue)]
+        number, self.clock.elapsed, due = self.runtime.largest(here)
+        return int(number), bool(due)
 
     def save(self) -> None:
         """Write the checkpoint; losses that have not been logged yet are looked at first.
@@ -160,15 +209,15 @@ class Run:
         if self.runtime.is_main:
             content = checkpoint.Checkpoint(
                 step=self.step,
-                elapsed=self.elapsed,
+                elapsed=self.clock.elapsed,
                 images=len(self.data.training),
                 module=self.method.module.state_dict(),
                 method=self.method.state_dict(),
-                optimizer=self.optimizer.state_dict(),
+                optimizer=self.learner.optimizer.state_dict(),
                 precision=self.runtime.plugin.state_dict(),
             )
             checkpoint.save(content, self.folder.checkpoint)
-        self.saved_at = time.monotonic()
+        self.clock.saved_at = time.monotonic()
         self.runtime.barrier()
 
     def restore(self) -> None:
@@ -184,16 +233,16 @@ class Run:
             raise InputError(", ".join(self.settings.data), remedy, argument="data")
         self.method.module.load_state_dict(last.module)
         self.method.load_state_dict(last.method)
-        self.optimizer.load_state_dict(last.optimizer)
+        self.learner.optimizer.load_state_dict(last.optimizer)
         self.runtime.plugin.load_state_dict(last.precision)
-        self.step, self.elapsed = last.step, last.elapsed
+        self.step, self.clock.elapsed = last.step, last.elapsed
         if self.runtime.is_main:
             self.folder.forget_after(self.step)
-            trained = f"epoch {self.epoch}, {duration(self.elapsed)} of training"
+            trained = f"epoch {self.epoch}, {duration(last.elapsed)} of training"
             self.log.progress.say(f"resumed at step {self.step} ({trained})")
 
     def finish(self) -> Metrics:
-        """Evaluate once more, save, and write the model and summary.json; returns the summary."""
+        """Evaluate once more, save, and write the model, summary.json and report.html; returns the summary."""
         self.evaluate()
         self.save()
         spec, encoder = spec_of(self.settings), self.method.encoder
@@ -201,6 +250,7 @@ class Run:
         if self.runtime.is_main:
             save_encoder(self.folder.path, encoder, file=spec.model_file, metadata={"method": spec.command})
             write_json(self.folder.summary, summary)
+            write_report(self.folder.path)
         self.runtime.barrier()
         return summary
 
@@ -209,7 +259,7 @@ class Run:
         logged = list(self.folder.logged())
         evaluations = [line for line in logged if "loss" not in line]
         losses = [line["loss"] for line in logged if "loss" in line]
-        minutes = round(self.elapsed / 60, 2)
+        minutes = round(self.clock.elapsed / 60, 2)
         summary: Metrics = {"command": spec.command, "steps": self.step, "minutes": minutes}
         if evaluations:
             first, last = evaluations[0], evaluations[-1]
@@ -224,7 +274,7 @@ class Run:
         )
         if self.method.teacher is not None:
             summary["parameters_teacher"] = self.method.teacher.parameters_count
-        summary["unreadable_images"] = len(self.quarantine)
+        summary["unreadable_images"] = len(self.log.quarantine)
         return summary
 
 
@@ -251,7 +301,7 @@ def open_run(settings: TrainSettings, folder: RunFolder, *, quiet: bool) -> Iter
     method = spec.build(Setup(settings, teacher, runtime.group, plan.steps_per_epoch))
     if runtime.is_main:
         write_beginning(settings, folder, data, teacher)
-    forward, optimizer = wrap(settings, method, runtime)
+    learner = build_learner(settings, method, plan, runtime)
     with Progress(quiet=quiet or not runtime.is_main) as progress:
         progress.say(f"{spec.label}: {settings.networks}")
         progress.begin("step")
@@ -262,13 +312,9 @@ def open_run(settings: TrainSettings, folder: RunFolder, *, quiet: bool) -> Iter
             runtime=runtime,
             data=data,
             plan=plan,
-            method=method,
-            forward=forward,
-            optimizer=optimizer,
-            schedule=build_schedule(settings, spec, plan),
-            quarantine=quarantine,
+            learner=learner,
             monitor=Monitor(settings, data, runtime, quarantine, teacher),
-            log=Log(folder, runtime.group, progress),
+            log=Log(folder, runtime.group, progress, quarantine),
         )
         if folder.checkpoint.exists():
             run.restore()
@@ -337,7 +383,7 @@ def write_beginning(
     folder.quarantine.touch()
 
 
-def wrap(settings: TrainSettings, method: Method, runtime: Runtime) -> tuple[Forward, Optimizer]:
+def build_learner(settings: TrainSettings, method: Method, plan: Plan, runtime: Runtime) -> Learner:
     """Move a method to the device; Fabric wraps its module (mixed precision, DDP) and its optimizer."""
     spec = spec_of(settings)
     if spec.sync_batch_norm:
@@ -345,12 +391,8 @@ def wrap(settings: TrainSettings, method: Method, runtime: Runtime) -> tuple[For
     method.to(runtime.device)
     module: nn.Module = method.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = build_optimizer(settings, module, fused=spec.fused_sgd)
-    return runtime.fabric.setup(module, optimizer)
-
-
-def build_schedule(settings: TrainSettings, spec: MethodSpec, plan: Plan) -> Schedule:
-    """The learning rate over a run."""
-    return Schedule(
+    forward, optimizer = runtime.fabric.setup(module, optimizer)
+    schedule = Schedule(
         peak=scaled_lr(settings, settings.lr),
         steps_per_epoch=plan.steps_per_epoch,
         epochs=settings.epochs,
@@ -360,3 +402,4 @@ def build_schedule(settings: TrainSettings, spec: MethodSpec, plan: Plan) -> Sch
         shape=settings.schedule,
         auto_warmup_epochs=spec.warmup_epochs,
     )
+    return Learner(method, forward, optimizer, schedule)

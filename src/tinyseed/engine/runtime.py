@@ -192,11 +192,6 @@ def share_statistics(module: nn.Module, runtime: Runtime) -> nn.Module:
     return convert_sync_batchnorm(module)
 
 
-def is_main_process() -> bool:
-    """Whether this is the first of the processes that train together, or the only one."""
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-
-
 def worker_count(wanted: int | Literal["auto"], on_gpu: bool) -> int:
     """Decoding processes per device: with a GPU up to 16; on the CPU a quarter of the cores, none on two cores.
 

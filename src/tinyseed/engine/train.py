@@ -16,9 +16,9 @@ from tinyseed.data.loader import TrainingBatch
 from tinyseed.data.render import render_view
 from tinyseed.engine.run import Run, open_run
 from tinyseed.engine.run_folder import Metrics, open_run_folder
-from tinyseed.engine.signals import Stopped, stop_request
 from tinyseed.methods.base import StepOutput
 from tinyseed.settings.train import TrainSettings
+from tinyseed.signals import Stopped, stop_request
 
 
 def train(settings: TrainSettings, *, quiet: bool = False) -> Metrics:
@@ -39,15 +39,15 @@ def train(settings: TrainSettings, *, quiet: bool = False) -> Metrics:
             run.evaluate()
         batches = run.batches()
         while not run.done:
-            lr = run.schedule.lr(run.step, run.elapsed)
+            lr = run.lr
             run.log.add(train_step(run, batches, lr))
             run.step += 1
             if run.log_due:
                 run.write_log(lr)
             if run.evaluation_due:
                 run.evaluate()
-            stop = run.agree(request)
-            if run.epoch_ended or run.save_due or stop:
+            stop, save_due = run.agree(request)
+            if run.epoch_ended or save_due or stop:
                 run.save()
             if stop:
                 raise Stopped(stop, f"stopped at step {run.step} and saved; resume with `resume`")
@@ -56,22 +56,22 @@ def train(settings: TrainSettings, *, quiet: bool = False) -> Metrics:
 
 def train_step(run: Run, batches: Iterator[TrainingBatch], lr: float) -> list[StepOutput]:
     """One step of the optimizer, then the method's change of state; returns the output of each micro-batch."""
-    settings, method = run.settings, run.method
-    for group in run.optimizer.param_groups:
+    method, optimizer, micro_batches = run.method, run.learner.optimizer, run.settings.accumulate
+    for group in optimizer.param_groups:
         group["lr"] = lr
     seed_dropout(run)
     outputs: list[StepOutput] = []
-    for micro in range(settings.accumulate):
+    for micro in range(micro_batches):
         batch = next(batches)
         views = tuple(render_view(*pair) for pair in zip(batch.pixels, batch.draws, strict=True))
-        with unsynchronized(run, last=micro == settings.accumulate - 1):
+        with unsynchronized(run, last=micro == micro_batches - 1):
             with run.runtime.autocast():
-                output = method.step(run.forward, views, run.step)
-            run.runtime.fabric.backward(output.loss / settings.accumulate)
+                output = method.step(run.learner.forward, views, run.step)
+            run.runtime.fabric.backward(output.loss / micro_batches)
         outputs.append(output)
     method.adjust_gradients(run.step)
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     method.advance(outputs)
     return outputs
 
@@ -80,7 +80,7 @@ def unsynchronized(run: Run, *, last: bool) -> AbstractContextManager[Any]:
     """Let DDP exchange gradients once per step: in its last micro-batch."""
     if run.runtime.group.size == 1 or last:
         return nullcontext()
-    return run.runtime.fabric.no_backward_sync(run.forward)  # pyright: ignore[reportArgumentType]  (Fabric wrapped it)
+    return run.runtime.fabric.no_backward_sync(run.learner.forward)  # pyright: ignore[reportArgumentType]  (Fabric wrapped it)
 
 
 def seed_dropout(run: Run) -> None:

@@ -1,13 +1,18 @@
-"""What an evaluation is: its settings, how it measures a model, and what a measurement holds.
+"""What an evaluation is: its settings, how it measures a model, what it is given, and what a measurement holds.
 
 An evaluation is one file that ends in a record, `SPEC = EvaluationSpec(…)`, and one line in `tinyseed/evaluations.py`.
 Opening data and models, timing, resuming and reporting are the driver's work (run.py).
 """
 
+import dataclasses
+import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from tinyseed.files import cache_folder, digest, write_json
 from tinyseed.lazy import lazy
 
 if TYPE_CHECKING:
@@ -107,6 +112,61 @@ class Data(Protocol):
         ...
 
 
+FORMAT = 3  # of what a stopped evaluation leaves; counts up when a former version's would be misread
+
+Stop = Callable[[], bool]
+
+
+class Resume:
+    """Finished parts and checkpoints of one model's evaluation, so that the same command resumes it after a stop.
+
+    Attributes:
+        folder: where they are kept.
+        stop: whether the user has asked to stop; only evaluations that are `stoppable` need to look.
+    """
+
+    def __init__(self, folder: Path, stop: Stop = lambda: False) -> None:
+        self.folder = folder
+        self.stop = stop
+
+    @classmethod
+    def of(cls, *decisive: object, stop: Stop = lambda: False) -> "Resume":
+        """A folder in the cache under a name that these values decide: settings, data and weights."""
+        return cls(cache_folder() / "evaluations" / digest(FORMAT, *decisive), stop)
+
+    def path(self, name: str) -> Path:
+        """Where a part may keep its checkpoint."""
+        return self.folder / name
+
+    def remember(self, name: str, compute: Callable[[], Measurement]) -> Measurement:
+        """The measurement of a part: the stopped run's if it finished this part, otherwise computed.
+
+        Raises:
+            RunError: it could not be saved.
+        """
+        path = self.folder / f"{name}.json"
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return Measurement(
+                tuple(kept["metrics"]), tuple(kept["notes"]), kept["unreadable"], kept["files"]
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            measured = compute()
+        write_json(path, dataclasses.asdict(measured))
+        return measured
+
+    def clear(self) -> None:
+        """Remove everything: the evaluation is finished and reported."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Interrupted(BaseException):
+    """The user asked to stop, and `measure` has saved what it needs to resume.
+
+    A BaseException, like KeyboardInterrupt, so that no `except Exception` on the way takes it for a failure.
+    """
+
+
 @dataclass(frozen=True)
 class EvaluationSpec:
     """One evaluation.
@@ -114,7 +174,7 @@ class EvaluationSpec:
     Attributes:
         name: as in `tinyseed evaluate NAME` and evaluate-NAME.json.
         settings: its dataclass, which extends `EvaluationSettings` or `ModelEvaluationSettings`.
-        measure: from an encoder, the opened data, the settings and a `resume.Resume` to a measurement.
+        measure: from an encoder, the opened data, the settings and a `Resume` to a measurement.
         about: what it answers, in a sentence.
         example: a command line.
         subjects: from the settings to the models that are measured; by default the one in `model`.
@@ -143,10 +203,3 @@ class EvaluationSpec:
     table: Callable[[Any], str] | None = None
     page: Callable[[Any, Any], str] | None = None
     page_names: tuple[str, ...] = ()
-
-
-class Interrupted(BaseException):
-    """The user asked to stop, and `measure` has saved what it needs to resume.
-
-    A BaseException, like KeyboardInterrupt, so that no `except Exception` on the way takes it for a failure.
-    """

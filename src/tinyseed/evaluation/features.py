@@ -5,7 +5,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder
 from tinyseed.models.teacher import weights_digest
 from tinyseed.progress import track
+from tinyseed.settings.evaluation import BankPrecision
 from tinyseed.shapes import AnyPixels, Features, Images, Indices
 
 BATCH = 128
@@ -33,8 +34,6 @@ PIECE = 16 * BATCH
 
 HALF_ABOVE = 1 << 30
 """Numbers in a bank above which "auto" keeps them in half precision: 4 GiB in float32."""
-
-BankPrecision = Literal["auto", "32", "16"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -97,10 +96,9 @@ def evaluating(module: Module) -> Iterator[Module]:
 def embed(
     features: Callable[[Images], Features],
     batches: Iterable[Batch],
+    contract: InputContract,
     *,
-    device: torch.device,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    on: torch.device | None = None,
     bands: Sequence[int] | None = None,
     autocast: torch.dtype | None = None,
     labels: NDArray[np.int64] | None = None,
@@ -110,9 +108,8 @@ def embed(
     Args:
         features: a network in evaluation mode (see `evaluating`), from normalized images to one row each.
         batches: images and their positions.
-        device: where the network is.
-        mean: what the network's input is normalized by, one number per channel, for pixels in [0, 1].
-        std: as mean.
+        contract: says how the network's images are normalized.
+        on: device of the network; by default `device()`.
         bands: the channels of the images that the network sees, from 0; None: all.
         autocast: precision of the network, None for float32. The bank is float32 in any case.
         labels: of the whole source, -1 where unknown; None: all are unknown.
@@ -120,13 +117,15 @@ def embed(
     Raises:
         RunError: there was not a single readable image.
     """
+    where = on or device()
     rows, indices = [], []
     for batch in batches:
         if len(batch.indices) == 0:
             continue
-        images = _unit(batch.pixels, device, bands)
-        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            rows.append(features(normalize(images, mean, std, out=images)).float().cpu())
+        images = _unit(batch.pixels, where, bands)
+        images = normalize(images, contract.mean, contract.std, out=images)
+        with torch.autocast(where.type, dtype=autocast, enabled=autocast is not None):
+            rows.append(features(images).float().cpu())
         indices.append(batch.indices)
     if not rows:
         raise RunError("no image could be read, so there is nothing to evaluate")
@@ -135,10 +134,10 @@ def embed(
     return FeatureBank(torch.cat(rows), positions, known)
 
 
-def _unit(pixels: AnyPixels, device: torch.device, bands: Sequence[int] | None) -> Float32[Tensor, "n _ h w"]:
+def _unit(pixels: AnyPixels, where: torch.device, bands: Sequence[int] | None) -> Float32[Tensor, "n _ h w"]:
     """A batch on the device in [0, 1], in memory of its own that may be changed."""
     chosen = pixels if bands is None else pixels[:, list(bands)]
-    images = chosen.to(device, torch.float32, copy=True, memory_format=torch.channels_last)
+    images = chosen.to(where, torch.float32, copy=True, memory_format=torch.channels_last)
     return images.div_(255) if pixels.dtype == torch.uint8 else images
 
 
@@ -159,7 +158,7 @@ def view_batches(
         contract: decides size and interpolation.
         workers: number of processes that decode.
         reader: how the images are read; by default as the contract says.
-        on_bad: told of each batch's unreadable images.
+        on_bad: called with the unreadable images of each batch.
     """
     reader = reader or reader_for(contract.channels, contract.pixel_range)
     reader.require(source, images)
@@ -192,33 +191,15 @@ def embed_images(
 ) -> FeatureBank:
     """Features of these images of a source in the evaluation view, with the source's labels.
 
-    Args:
-        features: see `embed`.
-        source: holds the images.
-        images: their positions.
-        contract: the images that the network expects.
-        on: where the network is; by default `device()`.
-        title: for a progress line; None: there is none.
-        workers: number of processes that decode.
-        reader: see `view_batches`.
-        bands: see `embed`.
-        autocast: see `embed`.
-        on_bad: see `view_batches`.
+    `title` names a progress line; the other arguments are those of `view_batches` and `embed`.
 
     Raises:
         RunError: not one image can be read.
     """
     batches = view_batches(source, images, contract, workers=workers, reader=reader, on_bad=on_bad)
-    bank = embed(
-        features,
-        batches if title is None else track(batches, title, -(-len(images) // BATCH)),
-        device=on or device(),
-        mean=contract.mean,
-        std=contract.std,
-        bands=bands,
-        autocast=autocast,
-        labels=source.labels,
-    )
+    if title is not None:
+        batches = track(batches, title, -(-len(images) // BATCH))
+    bank = embed(features, batches, contract, on=on, bands=bands, autocast=autocast, labels=source.labels)
     return replace(bank, unreadable=len(images) - len(bank.indices))
 
 
@@ -324,9 +305,8 @@ def _keys(
 
 
 def _embed_piece(encoder: Encoder, batches: Iterator[EvaluationBatch], dtype: torch.dtype) -> FeatureBank:
-    contract = encoder.input
     try:
-        bank = embed(encoder.features, batches, device=device(), mean=contract.mean, std=contract.std)
+        bank = embed(encoder.features, batches, encoder.input)
     except RunError:  # not one readable image in this piece; whether in all is seen at the end
         nothing = torch.empty(0, dtype=torch.int64)
         return FeatureBank(torch.empty(0, encoder.width, dtype=dtype), nothing, nothing)

@@ -16,7 +16,7 @@ def neighbor_agreement(
     """Share of the teacher's nearest neighbors that the student has too: mean of |N_T ∩ N_S| / neighbors.
 
     Neighbors are by cosine similarity among the same images, the image itself left out. Unrelated features
-    agree by chance on `neighbors` / (n - 1). Where n - 1 is no more than `neighbors`, all others are taken
+    agree by chance on `neighbors` / (n - 1). If n - 1 is at most `neighbors`, all others are taken
     and the result is 1 whatever the features are: it is informative only if n is many times `neighbors`.
 
     Args:

@@ -1,24 +1,13 @@
 """`tinyseed evaluate knn`: weighted k-NN on frozen features."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import ClassVar, Literal
 
 from tinyseed.errors import argument
-from tinyseed.evaluation.base import EvaluationSpec, Measurement
-from tinyseed.lazy import lazy
-from tinyseed.settings.evaluation import BankPrecision, ModelEvaluationSettings, at_least
-
-if TYPE_CHECKING:
-    from tinyseed.evaluation import features, neighbors, resume, splits
-    from tinyseed.models import encoder as models
-else:
-    features, neighbors, resume, splits, models = lazy(
-        "tinyseed.evaluation.features",
-        "tinyseed.evaluation.neighbors",
-        "tinyseed.evaluation.resume",
-        "tinyseed.evaluation.splits",
-        "tinyseed.models.encoder",
-    )
+from tinyseed.evaluation.base import EvaluationSpec, Measurement, Resume
+from tinyseed.evaluation.parts import features, models, neighbors, splits
+from tinyseed.settings.base import Range
+from tinyseed.settings.evaluation import BankPrecision, ModelEvaluationSettings
 
 USUAL_K = (10, 20, 200)
 
@@ -29,22 +18,18 @@ Weighting = Literal["weighted", "majority", "both"]
 class KnnSettings(ModelEvaluationSettings):
     """Settings of `tinyseed evaluate knn`."""
 
+    RANGES: ClassVar = {"k": Range(1)}
+
     k: tuple[int, ...] = ()
-    """Numbers of neighbors that vote; by default those of 10, 20 and 200 that the training images suffice for."""
+    """Numbers of nearest neighbors that vote; by default 10, 20 and 200, as far as there are enough training images."""
     weighting: Weighting = "weighted"
-    """Weight of a vote: weighted: exp(cosine similarity / 0.07); majority: 1; both: report either."""
+    """Weight of a vote: weighted: exp(cosine similarity / 0.07); majority: 1; both: report metrics of each."""
     bank_precision: BankPrecision = "auto"
     """Bits per number of the features that are kept; auto: 32, but 16 where that would take more than 4 GiB."""
 
-    def check(self) -> None:
-        """Refuse settings that are out of range."""
-        super().check()
-        for number in self.k:
-            at_least(1, k=number)
-
 
 def measure(
-    encoder: "models.Encoder", splits: "splits.Splits", settings: KnnSettings, resume: "resume.Resume"
+    encoder: "models.Encoder", splits: "splits.Splits", settings: KnnSettings, resume: Resume
 ) -> Measurement:
     """k-NN metrics in per cent, a row for each weighting and k.
 

@@ -6,42 +6,31 @@ SGD on random crops as MoCo did.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import ClassVar, Literal
 
-from tinyseed.evaluation.base import EvaluationSpec, Measurement
-from tinyseed.lazy import lazy
-from tinyseed.settings.evaluation import (
-    BankPrecision,
-    ModelEvaluationSettings,
-    TrainingSettings,
-    at_least,
-    positive,
-)
-
-if TYPE_CHECKING:
-    from tinyseed.evaluation import classifier, features, logistic, metrics, resume, splits
-    from tinyseed.models import encoder as models
-else:
-    classifier, features, logistic, metrics, resume, splits, models = lazy(
-        "tinyseed.evaluation.classifier",
-        "tinyseed.evaluation.features",
-        "tinyseed.evaluation.logistic",
-        "tinyseed.evaluation.metrics",
-        "tinyseed.evaluation.resume",
-        "tinyseed.evaluation.splits",
-        "tinyseed.models.encoder",
-    )
+from tinyseed.evaluation.base import EvaluationSpec, Measurement, Resume
+from tinyseed.evaluation.parts import classifier, features, logistic, metrics, models, splits
+from tinyseed.settings.base import Range
+from tinyseed.settings.evaluation import BankPrecision, ModelEvaluationSettings, TrainingSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearSettings(TrainingSettings, ModelEvaluationSettings):
     """Settings of `tinyseed evaluate linear`."""
 
+    RANGES: ClassVar = {
+        "seeds": Range(1),
+        "l2": Range(0, above=True),
+        "epochs": Range(1),
+        "batch_size": Range(1),
+        "lr": Range(0),
+    }
+
     protocol: Literal["fast", "moco"] = "fast"
     """fast: logistic regression on features of the center crop, with L2 chosen on 10 % of the training images;
     moco: SGD on random crops, as in MoCo."""
     seeds: int = 1
-    """Number of runs, with seeds from --seed on; with two or more, standard deviations are reported."""
+    """Number of runs with consecutive seeds from `seed` on; for two or more, standard deviations are reported."""
     l2: tuple[float, ...] = ()
     """fast: L2 strengths to choose from, for standardized features (default: 1e-5 to 1)."""
     bank_precision: BankPrecision = "auto"
@@ -53,13 +42,6 @@ class LinearSettings(TrainingSettings, ModelEvaluationSettings):
     lr: float = 30.0
     """moco: learning rate for a batch size of 256; it is scaled linearly with the batch size."""
 
-    def check(self) -> None:
-        """Refuse settings that are out of range."""
-        super().check()
-        at_least(1, seeds=self.seeds, epochs=self.epochs, batch_size=self.batch_size)
-        at_least(0, lr=self.lr)
-        positive(l2=self.l2)
-
     @property
     def all_seeds(self) -> range:
         """The seed of each run."""
@@ -67,7 +49,7 @@ class LinearSettings(TrainingSettings, ModelEvaluationSettings):
 
 
 def measure(
-    encoder: "models.Encoder", splits: "splits.Splits", settings: LinearSettings, resume: "resume.Resume"
+    encoder: "models.Encoder", splits: "splits.Splits", settings: LinearSettings, resume: Resume
 ) -> Measurement:
     """Metrics of a linear probe in per cent, as one row."""
     notes: tuple[str, ...] = ()
@@ -116,7 +98,7 @@ def measure_probe(
 
 
 def _measure_sgd(
-    encoder: "models.Encoder", splits: "splits.Splits", settings: LinearSettings, resume: "resume.Resume"
+    encoder: "models.Encoder", splits: "splits.Splits", settings: LinearSettings, resume: Resume
 ) -> Measurement:
     """MoCo's protocol: a frozen backbone, SGD without weight decay, random crops and mirror images.
 

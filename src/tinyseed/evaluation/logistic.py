@@ -227,7 +227,7 @@ def _search(
     for _ in range(HALVINGS):
         tried = point[open_ones] + length[open_ones, None].to(point) * direction[open_ones]
         value, slopes = _evaluate(problem._replace(l2=problem.l2[open_ones]), tried)
-        # Below float32's last digits the loss cannot tell better from worse: as low as before is low enough.
+        # Differences below float32's last digits mean nothing: as low as before is low enough.
         slack = 4 * torch.finfo(point.dtype).eps * loss[open_ones].abs()
         enough = value <= loss[open_ones] + ENOUGH * length[open_ones] * slope[open_ones] + slack
         done = open_ones[enough]

@@ -85,9 +85,10 @@ def knn(
     results = []
     for number in k:
         first = Neighbors(*(part[:, :number].cpu() for part in neighbors))
-        ranked = vote(first, voter_labels, temperature=temperature, weighting=weighting)
-        right = ranked == tested_labels[:, None]
-        top1, top5 = float(right[:, 0].double().mean()), float(right.any(1).double().mean())
+        right = (
+            vote(first, voter_labels, temperature=temperature, weighting=weighting) == tested_labels[:, None]
+        )
+        top1, top5 = (float(hits.double().mean()) for hits in (right[:, 0], right.any(1)))
         results.append(KnnResult(number, top1, top5, len(tested), len(voters), left_out, absent))
     return tuple(results)
 

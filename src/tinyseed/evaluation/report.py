@@ -11,6 +11,7 @@ from typing import Any
 
 from tinyseed.evaluation.base import EvaluationSpec, Metrics
 from tinyseed.files import write_json, write_text
+from tinyseed.settings.base import aliases, flag
 from tinyseed.settings.evaluation import EvaluationSettings
 
 HEADINGS = {
@@ -127,7 +128,7 @@ def command(evaluation: str, settings: EvaluationSettings) -> str:
         value = getattr(settings, setting.name)
         if value in (setting.default, None, ()) or value is False:
             continue
-        words.append("--" + setting.name.replace("_", "-"))
+        words.append(flag(setting.name))
         if value is not True:
             words += [str(item) for item in (value if isinstance(value, tuple) else (value,))]
     return shlex.join(words)
@@ -135,13 +136,8 @@ def command(evaluation: str, settings: EvaluationSettings) -> str:
 
 def settings_json(settings: EvaluationSettings) -> dict[str, Any]:
     """All settings as JSON values; a renamed one under its former name, too."""
-    content = {}
-    for setting in dataclasses.fields(settings):
-        value = getattr(settings, setting.name)
-        for name in (setting.name, setting.metadata.get("alias")):
-            if name is not None:
-                content[name] = str(value) if isinstance(value, Path) else value
-    return content
+    content = settings.as_json()
+    return content | {former: content[name] for former, name in aliases(type(settings)).items()}
 
 
 def versions() -> dict[str, str]:

@@ -6,30 +6,14 @@ Random init, the baseline (if given), the student and the teacher are measured b
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 from tinyseed.errors import argument
 from tinyseed.evaluation import knn, linear, semi
-from tinyseed.evaluation.base import EvaluationSpec, Measured, Measurement, Metrics, Subject, merge
-from tinyseed.lazy import lazy
-from tinyseed.settings.evaluation import at_least
-
-if TYPE_CHECKING:
-    from tinyseed.checkpoints import load as loading
-    from tinyseed.evaluation import cost, report, resume, run, splits
-    from tinyseed.models import encoder as models
-    from tinyseed.models import spec
-else:
-    loading, cost, report, resume, run, splits, models, spec = lazy(
-        "tinyseed.checkpoints.load",
-        "tinyseed.evaluation.cost",
-        "tinyseed.evaluation.report",
-        "tinyseed.evaluation.resume",
-        "tinyseed.evaluation.run",
-        "tinyseed.evaluation.splits",
-        "tinyseed.models.encoder",
-        "tinyseed.models.spec",
-    )
+from tinyseed.evaluation.base import EvaluationSpec, Measured, Measurement, Metrics, Resume, Subject, merge
+from tinyseed.evaluation.parts import cost, models, report, run, spec, splits
+from tinyseed.evaluation.parts import load as loading
+from tinyseed.settings.base import Range
 
 NEIGHBORS = 10
 
@@ -48,6 +32,8 @@ COSTS = {
 class RetentionSettings(semi.FineTuneSettings):
     """Settings of `tinyseed evaluate retention`."""
 
+    RANGES: ClassVar = {"threads": Range(1)}
+
     student: str
     """The small model: a run folder, an exported file, or a backbone's name."""
     teacher: str
@@ -58,11 +44,6 @@ class RetentionSettings(semi.FineTuneSettings):
     """Number of processor threads for measuring the time per image."""
     quick: bool = False
     """Leave out fine-tuning on few labels, which takes longest."""
-
-    def check(self) -> None:
-        """Refuse settings that are out of range."""
-        super().check()
-        at_least(1, threads=self.threads)
 
 
 def subjects(settings: RetentionSettings) -> tuple[Subject, ...]:
@@ -77,13 +58,13 @@ def subjects(settings: RetentionSettings) -> tuple[Subject, ...]:
 def _open(role: str, settings: RetentionSettings) -> Subject:
     setting = "baseline" if role == "alone" else role
     name = getattr(settings, setting)
-    with argument(setting, model=setting, arch=setting):
+    with argument(setting, arch=setting):
         encoder = run.open_model(name, settings.image_size, round_size=role == "teacher")
     return Subject(role, name, encoder)
 
 
 def measure(
-    encoder: "models.Encoder", splits: "splits.Splits", settings: RetentionSettings, resume: "resume.Resume"
+    encoder: "models.Encoder", splits: "splits.Splits", settings: RetentionSettings, resume: Resume
 ) -> Measurement:
     """k-NN, linear probe, cost and fine-tuning of one model, as one row."""
     k, seeds = min(NEIGHBORS, len(splits.train) - splits.same), range(settings.seed, settings.seed + 1)

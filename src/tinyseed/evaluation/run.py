@@ -5,50 +5,54 @@ reporting and cleaning up are done here, in one way for all.
 """
 
 import time
+from contextlib import nullcontext
 from typing import Any, Literal
 
 from tinyseed.checkpoints.load import load_model
 from tinyseed.errors import argument
-from tinyseed.evaluation.base import Data, EvaluationSpec, Interrupted, Measurement, Subject, merge
+from tinyseed.evaluation.base import (
+    Data,
+    EvaluationSpec,
+    Interrupted,
+    Measurement,
+    Resume,
+    Subject,
+    merge,
+)
 from tinyseed.evaluation.features import model_digest
 from tinyseed.evaluation.report import Report, report_folder, settings_json, versions, write_report
-from tinyseed.evaluation.resume import Resume, Stop
 from tinyseed.evaluation.splits import open_splits
 from tinyseed.models.encoder import Encoder
 from tinyseed.models.spec import ModelSpec
 from tinyseed.settings.evaluation import EvaluationSettings, ModelEvaluationSettings
+from tinyseed.signals import Stopped, StopRequest, stop_request
 
 INDIFFERENT = ("out", "workers")
 """Settings that change no metric: an evaluation that was stopped may be resumed with others."""
 
 
-def evaluate(spec: EvaluationSpec, settings: Any, *, stop: Stop = lambda: False) -> Report | None:  # noqa: ANN401
+def evaluate(spec: EvaluationSpec, settings: Any) -> Report:  # noqa: ANN401  (an instance of spec.settings)
     """Run an evaluation and write its report.
-
-    Args:
-        spec: which evaluation.
-        settings: an instance of `spec.settings`.
-        stop: asked now and then by evaluations that are `stoppable`.
-
-    Returns:
-        The report; None if the evaluation was asked to stop and has saved, so that the same call resumes it.
 
     Raises:
         InputError: a setting, path or model is wrong, or labels are missing.
         RunError: the evaluation failed, or the report could not be written.
+        Stopped: a signal stopped an evaluation that is `stoppable`; it has saved, and the same call resumes it.
     """
     began = time.perf_counter()
     settings.check()
-    data = (spec.open_data or open_splits)(settings)
-    subjects = (spec.subjects or _the_model)(settings)
-    resumes = [_resume(spec, settings, data, subject, stop) for subject in subjects]
-    try:
-        measured = [
-            (subject, spec.measure(subject.encoder, data, settings, resume))
-            for subject, resume in zip(subjects, resumes, strict=True)
-        ]
-    except Interrupted:
-        return None
+    with stop_request() if spec.stoppable else nullcontext(StopRequest()) as request:
+        data = (spec.open_data or open_splits)(settings)
+        subjects = (spec.subjects or _the_model)(settings)
+        resumes = [_resume(spec, settings, data, subject, request) for subject in subjects]
+        try:
+            measured = [
+                (subject, spec.measure(subject.encoder, data, settings, resume))
+                for subject, resume in zip(subjects, resumes, strict=True)
+            ]
+        except Interrupted:
+            message = "stopped and saved; the same command resumes it"
+            raise Stopped(request.number, message) from None
     combined = spec.combine(measured, settings) if spec.combine else merge(measured)
     (main,) = (subject for subject in subjects if subject.role == spec.main)
     folder = report_folder(settings, main.name)
@@ -61,11 +65,11 @@ def evaluate(spec: EvaluationSpec, settings: Any, *, stop: Stop = lambda: False)
 
 
 def _resume(
-    spec: EvaluationSpec, settings: EvaluationSettings, data: Data, subject: Subject, stop: Stop
+    spec: EvaluationSpec, settings: EvaluationSettings, data: Data, subject: Subject, request: StopRequest
 ) -> Resume:
     decisive = {name: value for name, value in settings_json(settings).items() if name not in INDIFFERENT}
     model = model_digest(subject.encoder)
-    return Resume.of(spec.name, decisive, subject.role, model, data.fingerprints, stop=stop)
+    return Resume.of(spec.name, decisive, subject.role, model, data.fingerprints, stop=lambda: request.asked)
 
 
 def _report(
@@ -117,7 +121,7 @@ def open_model(
     Args:
         spec: a run folder, a checkpoint file or its URL, or a backbone's name.
         image_size: in pixels; "auto": what the model was trained with.
-        arch: architecture of a checkpoint file that does not say which it holds.
+        arch: architecture of a checkpoint file that does not specify it.
         round_size: raise the size to the next that the model can take (a multiple of a ViT's patch).
 
     Raises:

@@ -1,11 +1,12 @@
 """The nearest images of a bank, exactly.
 
-Three ways with the same result. The exhaustive one multiplies tiles and takes the largest of each. The scan, for large
-banks on the CPU, first learns from a sixteenth of the bank above which similarity a query's neighbors will lie, then
-collects only what is above it; so nearly all the time goes to the matrix product. Where the processor multiplies
-bfloat16 itself the scan does so, at twice the speed: the rounding errors have a bound, whatever might be a neighbor
-within it is computed again in float32, and a query whose bound does not hold goes the exhaustive way. On other
-processors faiss' flat index is faster than the scan (docs/performance.md), and is taken where it is installed.
+There are three ways with the same result. The exhaustive search multiplies tiles and takes the largest entries of each.
+The scan, for large banks on the CPU, first estimates from a sixteenth of the bank above which similarity a query's
+neighbors will lie, then collects only what is above it, so that nearly all the time is spent in the matrix product. If
+the processor supports bfloat16, the scan multiplies in it at twice the speed: rounding errors are bounded, whatever
+might be a neighbor within the bound is computed again in float32, and a query whose bound does not hold is searched
+exhaustively. On other processors the flat index of faiss is faster than the scan (docs/performance.md), and is used if
+it is installed.
 """
 
 import importlib
@@ -31,25 +32,25 @@ SCAN_TILE = (2048, 8192)
 """Queries and images of a tile of the scan."""
 
 SCAN_FROM = 32_768
-"""Smaller banks are searched exhaustively: their sixteenth says too little."""
+"""Smaller banks are searched exhaustively: a sixteenth of them is too small a sample."""
 
 SCAN_UP_TO = 1024
 """More neighbors are searched exhaustively: collecting them takes memory."""
 
 PART = 256
-"""Rows of a bank that are made ready at once: 2 MB at 2,048 numbers a row."""
+"""Rows of a bank that are prepared at once: 2 MB at 2,048 numbers per row."""
 
 SAMPLED = 16
-"""One image of so many is in the sample."""
+"""The sample holds one of this many images."""
 
 GROUP = 8
-"""Similarities of which the scan first looks at the greatest only."""
+"""Similarities per group; the scan looks at the greatest of a group first."""
 
 FAISS_BYTES = 1 << 32
-"""Larger banks are not given to faiss, which copies them in float32."""
+"""Larger banks are not passed to faiss, which copies them in float32."""
 
 KEPT_BYTES = 1 << 30
-"""A bank that is larger than this in unit rows is made anew for each block of queries."""
+"""A bank that is larger than this in unit rows is computed anew for each block of queries."""
 
 
 class Neighbors(NamedTuple):
@@ -214,13 +215,13 @@ class _Entries(NamedTuple):
 
 @dataclass(frozen=True)
 class _Bank:
-    """A bank made ready for the scan: unit rows less their mean, in the precision of the product.
+    """A bank prepared for the scan: unit rows less their mean, in the precision of the product.
 
-    A vector that all rows lose changes a query's similarities by the same amount, so not their order; what is left is
-    shorter, and so are its rounding errors.
+    Subtracting a vector from all rows changes a query's similarities by the same amount, so not their order; the
+    differences are shorter, and so are their rounding errors.
 
     Attributes:
-        scales: what makes each row of the bank a unit row.
+        scales: factors that make the rows of the bank unit rows.
         reach: length of the longest row, its rounding included.
         error: length of the longest row's rounding error.
     """
@@ -239,7 +240,7 @@ class _Bank:
         return range(0, len(self.bank), SCAN_TILE[1])
 
     def exact(self, start: int, rows: int) -> Float32[Tensor, "b f"]:
-        """So many rows before they are rounded."""
+        """This many rows before they are rounded."""
         part = slice(start, start + rows)
         return (self.bank[part].float() * self.scales[part, None]).sub_(self.mean)
 
@@ -296,7 +297,7 @@ def _scan(
         target = Neighbors(found.similarities[block], found.positions[block])
         uncertain = _settle(target, unit, entries, floor, ready)
         left.append(row + uncertain)
-        if 4 * len(uncertain) > len(unit):  # such features make the scan vain: all are too much alike
+        if 4 * len(uncertain) > len(unit):  # features that are too similar to each other defeat the scan
             left.append(torch.arange(row + len(unit), len(queries)))
             break
     return found, torch.cat(left)
@@ -311,7 +312,7 @@ def _collect(
     *,
     own: Indices | None,
 ) -> tuple[_Entries, Float[Tensor, " q"]]:
-    """All similarities from a floor on that about 2 · count + 200 images of the bank reach, and the floor.
+    """All similarities above a floor that about 2 · count + 200 images of the bank reach, and the floor.
 
     A row's floor is infinite where far more images have reached it: such a row is given up.
     """
@@ -368,7 +369,7 @@ def _settle(
 
     With x' for x in the product's precision: |q·b − q'·b'| ≤ |q − q'| |b| + |q'| |b − b'|, and the product's sum of f
     terms has its own error. What was left out is below the floor by the rounded product, so by the exact one below the
-    floor and that bound. It is no neighbor if the count-th best is above both by the same bound.
+    floor and that bound. It is not a neighbor if the count-th best is above both by the same bound.
     """
     count = target.similarities.shape[1]
     values, positions, counts = _padded(entries, len(unit), count)
@@ -395,7 +396,7 @@ def _settle(
 def _padded(
     entries: _Entries, rows: int, least: int
 ) -> tuple[Float32[Tensor, "q w"], Int64[Tensor, "q w"], Int64[Tensor, " q"]]:
-    """Entries as a matrix, row by row, filled up with -inf; and how many there are in each row."""
+    """Entries as a matrix, row by row, padded with -inf, and the number of entries in each row."""
     counts = torch.bincount(entries.rows, minlength=rows)
     slots = torch.arange(len(entries.rows)) - (counts.cumsum(0) - counts)[entries.rows]
     values = torch.full((rows, max(int(counts.max()), least)), -math.inf)

@@ -10,24 +10,13 @@ Differs: the last epoch is measured, not the best one on the test images; an inc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import ClassVar, Literal
 
 from tinyseed.errors import InputError, argument
-from tinyseed.evaluation.base import EvaluationSpec, Measurement
-from tinyseed.lazy import lazy
-from tinyseed.settings.evaluation import ModelEvaluationSettings, TrainingSettings, at_least
-
-if TYPE_CHECKING:
-    from tinyseed.evaluation import classifier, label_subset, resume, splits
-    from tinyseed.models import encoder as models
-else:
-    classifier, label_subset, resume, splits, models = lazy(
-        "tinyseed.evaluation.classifier",
-        "tinyseed.evaluation.label_subset",
-        "tinyseed.evaluation.resume",
-        "tinyseed.evaluation.splits",
-        "tinyseed.models.encoder",
-    )
+from tinyseed.evaluation.base import EvaluationSpec, Measurement, Resume
+from tinyseed.evaluation.parts import classifier, label_subset, models, splits
+from tinyseed.settings.base import Range
+from tinyseed.settings.evaluation import ModelEvaluationSettings, TrainingSettings
 
 FEW = 0.03
 """Up to this share of the labels SwAV's learning rates for 1 % are used, above it those for 10 %."""
@@ -39,6 +28,14 @@ FEWEST_BATCHES, FEWEST_STEPS, SMALLEST_BATCH = 4, 200, 8
 @dataclass(frozen=True, kw_only=True)
 class FineTuneSettings(TrainingSettings):
     """Settings of fine-tuning on label subsets; "auto" is SwAV's setting, adapted to small subsets."""
+
+    RANGES: ClassVar = {
+        "fraction": Range(0, 1, above=True),
+        "epochs": Range(1),
+        "batch_size": Range(2),
+        "lr": Range(0),
+        "lr_head": Range(0),
+    }
 
     fraction: tuple[float, ...] = (0.01, 0.1)
     """Shares of the labels to use, balanced over the classes."""
@@ -54,15 +51,8 @@ class FineTuneSettings(TrainingSettings):
     def check(self) -> None:
         """Refuse settings that are out of range."""
         super().check()
-        for fraction in self.fraction:
-            if not 0 < fraction <= 1:
-                remedy = "give a share of the labels above 0 and at most 1"
-                raise InputError(fraction, remedy, argument="fraction")
         if not self.fraction:
             raise InputError("(nothing)", "give a share of the labels, such as 0.01", argument="fraction")
-        at_least(1, epochs=self.epochs)
-        at_least(2, batch_size=self.batch_size)
-        at_least(0, lr=self.lr, lr_head=self.lr_head)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +60,11 @@ class SemiSettings(FineTuneSettings, ModelEvaluationSettings):
     """Settings of `tinyseed evaluate semi`."""
 
     subset: tuple[str, ...] = ()
-    """Text files of image names to use instead of --fraction, such as ImageNet's published 1 % and 10 % lists."""
+    """Text files of image names to use instead of `fraction`, such as ImageNet's published 1 % and 10 % lists."""
 
 
 def measure(
-    encoder: "models.Encoder", splits: "splits.Splits", settings: SemiSettings, resume: "resume.Resume"
+    encoder: "models.Encoder", splits: "splits.Splits", settings: SemiSettings, resume: Resume
 ) -> Measurement:
     """Metrics in per cent, a row for each label subset."""
     if settings.subset:
@@ -109,7 +99,7 @@ def measure_subset(
     splits: "splits.Splits",
     subset: "label_subset.LabelSubset",
     settings: FineTuneSettings,
-    resume: "resume.Resume",
+    resume: Resume,
 ) -> Measurement:
     """Fine-tune on a subset and measure on the test images.
 

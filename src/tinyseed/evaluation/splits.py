@@ -1,4 +1,4 @@
-"""The labeled images of an evaluation: a train and a test split whose classes are numbered alike."""
+"""The labeled images of an evaluation: a train and a test split with one numbering of the classes."""
 
 from dataclasses import dataclass
 

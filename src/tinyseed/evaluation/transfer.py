@@ -3,33 +3,13 @@
 import re
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import ClassVar, Literal
 
 from tinyseed.errors import InputError, RunError
-from tinyseed.evaluation.base import EvaluationSpec, Measurement
-from tinyseed.lazy import lazy
-from tinyseed.settings.evaluation import (
-    BankPrecision,
-    ModelEvaluationSettings,
-    TrainingSettings,
-    at_least,
-    positive,
-)
-
-if TYPE_CHECKING:
-    from tinyseed.data import split
-    from tinyseed.evaluation import classifier, features, logistic, resume, splits
-    from tinyseed.models import encoder as models
-else:
-    classifier, features, logistic, resume, split, splits, models = lazy(
-        "tinyseed.evaluation.classifier",
-        "tinyseed.evaluation.features",
-        "tinyseed.evaluation.logistic",
-        "tinyseed.evaluation.resume",
-        "tinyseed.data.split",
-        "tinyseed.evaluation.splits",
-        "tinyseed.models.encoder",
-    )
+from tinyseed.evaluation.base import EvaluationSpec, Measurement, Resume
+from tinyseed.evaluation.parts import classifier, features, logistic, models, split, splits
+from tinyseed.settings.base import Range
+from tinyseed.settings.evaluation import BankPrecision, ModelEvaluationSettings, TrainingSettings
 
 LR_GRID = (0.003, 0.01, 0.03, 0.1, 0.3)
 
@@ -46,9 +26,17 @@ Better?", CVPR 2019, table 1 (Caltech-101, Oxford-IIIT Pets, FGVC Aircraft, Oxfo
 class TransferSettings(TrainingSettings, ModelEvaluationSettings):
     """Settings of `tinyseed evaluate transfer`."""
 
+    RANGES: ClassVar = {
+        "lr": Range(0, above=True),
+        "epochs": Range(1),
+        "batch_size": Range(2),
+        "weight_decay": Range(0),
+        "l2": Range(0, above=True),
+    }
+
     mode: Literal["linear", "finetune"] = "linear"
     """linear: train a linear layer on the frozen backbone, with L2 chosen on 10 % of the training images;
-    finetune: train the whole network, with the learning rate chosen so."""
+    finetune: train the whole network, with the learning rate chosen in the same way."""
     metric: Literal["auto", "top1", "mean-per-class"] = "auto"
     """Metric to choose by; auto: mean-per-class if the data's name contains Caltech-101, pets, aircraft or flowers,
     else top1."""
@@ -66,17 +54,9 @@ class TransferSettings(TrainingSettings, ModelEvaluationSettings):
     """linear: bits per number of the features that are kept; auto: 32, but 16 where that would take more than
     4 GiB."""
 
-    def check(self) -> None:
-        """Refuse settings that are out of range."""
-        super().check()
-        at_least(1, epochs=self.epochs)
-        at_least(2, batch_size=self.batch_size)
-        at_least(0, weight_decay=self.weight_decay)
-        positive(lr=self.lr, l2=self.l2)
-
 
 def measure(
-    encoder: "models.Encoder", splits: "splits.Splits", settings: TransferSettings, resume: "resume.Resume"
+    encoder: "models.Encoder", splits: "splits.Splits", settings: TransferSettings, resume: Resume
 ) -> Measurement:
     """Metrics of the linear layer or of the fine-tuned network in per cent, as one row."""
     metric = metric_for(settings)
@@ -111,7 +91,7 @@ def _measure_finetuned(
     splits: "splits.Splits",
     settings: TransferSettings,
     metric: Metric,
-    resume: "resume.Resume",
+    resume: Resume,
 ) -> Measurement:
     """Choose a learning rate on 10 % of the training images, train on all of them with it, measure."""
     rates = settings.lr or LR_GRID
@@ -134,7 +114,7 @@ def _validate(
     splits: "splits.Splits",
     settings: TransferSettings,
     metric: Metric,
-    resume: "resume.Resume",
+    resume: Resume,
 ) -> dict[float, float]:
     """The metric of each learning rate on the validation images; below 0 where training diverged."""
     train, held_out = (
@@ -164,7 +144,7 @@ def _finetune(
     *,
     classes: int,
     settings: TransferSettings,
-    resume: "resume.Resume",
+    resume: Resume,
     lr: float,
 ) -> Measurement:
     batch = min(settings.batch_size, len(train))

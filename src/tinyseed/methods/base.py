@@ -3,28 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from tinyseed.data.augmentation import View
 from tinyseed.errors import argument
-from tinyseed.lazy import lazy
+from tinyseed.methods.parts import backbones, encoder, render, shapes, teacher, torch
 from tinyseed.settings.train import DistillSettings, TrainSettings
-
-if TYPE_CHECKING:
-    import torch
-
-    from tinyseed import shapes
-    from tinyseed.data import render as pixels
-    from tinyseed.models import backbones, encoder, teacher
-else:
-    torch, shapes, pixels, backbones, encoder, teacher = lazy(
-        "torch",
-        "tinyseed.shapes",
-        "tinyseed.data.render",
-        "tinyseed.models.backbones",
-        "tinyseed.models.encoder",
-        "tinyseed.models.teacher",
-    )
 
 Forward = Callable[..., Any]
 """The trained module as the engine wrapped it (mixed precision, DDP); for most methods from normalized images to unit
@@ -99,7 +83,7 @@ class Method(ABC):
 
     @abstractmethod
     def views(self, image_size: int) -> tuple[View, ...]:
-        """The random views of each image that a step takes, for networks that see `image_size` pixels."""
+        """The random views of each image that a step takes, for networks that see `image_size` render."""
 
     @abstractmethod
     def step(self, forward: Forward, views: "tuple[shapes.Images, ...]", step: int) -> StepOutput:
@@ -179,8 +163,8 @@ class Setup:
         head = encoder.build_projector(settings.projector, backbone.width, dim, hidden, seed=settings.seed)
         expected = replace(
             backbone.input,
-            mean=settings.channel_mean or pixels.IMAGENET_MEAN,
-            std=settings.channel_std or pixels.IMAGENET_STD,
+            mean=settings.channel_mean or render.IMAGENET_MEAN,
+            std=settings.channel_std or render.IMAGENET_STD,
             size=settings.image_size,
             interpolation="bilinear",
             pixel_range=settings.pixel_range,

@@ -1,29 +1,11 @@
 """What all methods with a teacher share: which views both networks see, and which channels the teacher sees."""
 
-from typing import TYPE_CHECKING
-
 from tinyseed.data.augmentation import View, ViewSettings
 from tinyseed.errors import MISSING, InputError
-from tinyseed.lazy import lazy
 from tinyseed.methods.base import Group, Method
+from tinyseed.methods.parts import contract, encoder, render, shapes, teacher, torch
 from tinyseed.settings.base import words
 from tinyseed.settings.train import DistillSettings
-
-if TYPE_CHECKING:
-    import torch
-
-    from tinyseed import shapes
-    from tinyseed.data import render as pixels
-    from tinyseed.models import contract, encoder, teacher
-else:
-    torch, shapes, pixels, contract, encoder, teacher = lazy(
-        "torch",
-        "tinyseed.shapes",
-        "tinyseed.data.render",
-        "tinyseed.models.contract",
-        "tinyseed.models.encoder",
-        "tinyseed.models.teacher",
-    )
 
 
 class Distillation(Method):
@@ -75,8 +57,8 @@ class Distillation(Method):
 
 def prepared(view: "shapes.Images", expected: "contract.InputContract") -> "shapes.ImagesOfAnySize":
     """A view in [0, 1] as a network expects it: at its resolution, normalized."""
-    resized = pixels.resized(view, expected.size, expected.interpolation)
-    return pixels.normalize(resized, expected.mean, expected.std)
+    resized = render.resized(view, expected.size, expected.interpolation)
+    return render.normalize(resized, expected.mean, expected.std)
 
 
 def teacher_bands(settings: DistillSettings, expected: "contract.InputContract") -> tuple[int, ...] | None:

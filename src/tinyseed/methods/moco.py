@@ -7,32 +7,14 @@ Chen et al., Improved Baselines with Momentum Contrastive Learning, 2020 (arXiv 
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from tinyseed.data.addressed import permutation
 from tinyseed.data.augmentation import View, ViewSettings
-from tinyseed.lazy import lazy
 from tinyseed.methods.base import Forward, Group, Method, MethodSpec, Setup, StepOutput
+from tinyseed.methods.parts import contrast, encoder, queues, render, shapes, torch
 from tinyseed.settings.base import Range
 from tinyseed.settings.train import PretrainSettings, TrainSettings
-
-if TYPE_CHECKING:
-    import torch
-
-    from tinyseed import shapes
-    from tinyseed.data import render as pixels
-    from tinyseed.models import encoder
-    from tinyseed.objectives import contrast
-    from tinyseed.objectives import queue as queues
-else:
-    torch, shapes, pixels, encoder, contrast, queues = lazy(
-        "torch",
-        "tinyseed.shapes",
-        "tinyseed.data.render",
-        "tinyseed.models.encoder",
-        "tinyseed.objectives.contrast",
-        "tinyseed.objectives.queue",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,24 +27,15 @@ class MoCoSettings(PretrainSettings):
     """Temperature of the similarities."""
     encoder_momentum: float = 0.999
     """Momentum of the key encoder, the moving average of the trained one."""
-    dim: int = 128
-    """Dimension of the embedding."""
     projector: Literal["mlp", "linear"] = "mlp"
     """Head on the backbone: the MLP of MoCo v2, or the linear layer of v1."""
-    projector_hidden: int | Literal["auto"] = "auto"
-    """Width of the MLP's hidden layer; auto: that of the backbone's features."""
     augmentation: Literal["v2", "v1"] = "v2"
     """Color jitter: that of v2 (80 % of the views, hue up to 0.1), or of v1 (all views, hue up to 0.4)."""
-    blur_probability: float = 0.5
-    """Fraction of the views that are blurred: 0.5 in v2, 0 in v1; 0 suits images of 32 px."""
 
     RANGES: ClassVar = {
         "queue_size": Range(0),
         "temperature": Range(0, above=True),
         "encoder_momentum": Range(0, 1),
-        "dim": Range(1),
-        "projector_hidden": Range(1),
-        "blur_probability": Range(0, 1),
     }
 
     def settled(self, images: int) -> TrainSettings:
@@ -115,7 +88,7 @@ class MoCo(Method):
     def step(self, forward: Forward, views: "tuple[shapes.Images, ...]", step: int) -> StepOutput:
         """Queries from the first view, keys from the second (1911.05722, algorithm 1)."""
         expected = self.encoder.input
-        first, second = (pixels.normalize(view, expected.mean, expected.std) for view in views)
+        first, second = (render.normalize(view, expected.mean, expected.std) for view in views)
         queries = forward(first)
         keys = self._keys(second, step)
         loss = contrast.info_nce(queries, keys, self.queue.rows(), temperature=self.settings.temperature)

@@ -5,28 +5,15 @@ Source: Fang et al., SEED: Self-supervised Distillation for Visual Representatio
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from tinyseed.data.augmentation import View, ViewSettings
-from tinyseed.lazy import lazy
 from tinyseed.methods.base import Forward, Group, MethodSpec, Setup, StepOutput
 from tinyseed.methods.distillation import Distillation, teacher_bands
+from tinyseed.methods.parts import encoder, queues, shapes, teacher
+from tinyseed.methods.parts import seed as objective
 from tinyseed.settings.base import Range
 from tinyseed.settings.train import DistillSettings, TrainSettings
-
-if TYPE_CHECKING:
-    from tinyseed import shapes
-    from tinyseed.models import encoder, teacher
-    from tinyseed.objectives import queue as queues
-    from tinyseed.objectives import seed as objective
-else:
-    shapes, encoder, teacher, queues, objective = lazy(
-        "tinyseed.shapes",
-        "tinyseed.models.encoder",
-        "tinyseed.models.teacher",
-        "tinyseed.objectives.queue",
-        "tinyseed.objectives.seed",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +28,11 @@ class SeedSettings(DistillSettings):
     """Temperature of the teacher's similarities; the smaller, the closer to InfoNCE."""
     projector: Literal["mlp", "linear"] = "mlp"
     """The student's head onto the teacher's dimension."""
-    projector_hidden: int | Literal["auto"] = "auto"
-    """Width of the MLP's hidden layer; auto: that of the backbone's features."""
-    blur_probability: float = 0.5
-    """Fraction of the views that are blurred; 0 suits images of 32 px."""
 
     RANGES: ClassVar = {
         "queue_size": Range(0),
         "student_temperature": Range(0, above=True),
         "teacher_temperature": Range(0, above=True),
-        "projector_hidden": Range(1),
-        "blur_probability": Range(0, 1),
     }
 
     def settled(self, images: int) -> TrainSettings:

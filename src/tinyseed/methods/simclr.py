@@ -5,29 +5,13 @@ Source: Chen et al., A Simple Framework for Contrastive Learning of Visual Repre
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from tinyseed.data.augmentation import View, color_distortion
-from tinyseed.lazy import lazy
 from tinyseed.methods.base import Forward, Group, Method, MethodSpec, Setup, StepOutput
+from tinyseed.methods.parts import contrast, encoder, render, shapes, torch
 from tinyseed.settings.base import Range
 from tinyseed.settings.train import PretrainSettings, check_batch_has_pairs
-
-if TYPE_CHECKING:
-    import torch
-
-    from tinyseed import shapes
-    from tinyseed.data import render as pixels
-    from tinyseed.models import encoder
-    from tinyseed.objectives import contrast
-else:
-    torch, shapes, pixels, encoder, contrast = lazy(
-        "torch",
-        "tinyseed.shapes",
-        "tinyseed.data.render",
-        "tinyseed.models.encoder",
-        "tinyseed.objectives.contrast",
-    )
 
 CROP_SCALE = (0.08, 1.0)
 
@@ -41,23 +25,14 @@ class SimCLRSettings(PretrainSettings):
     weight_decay: float = 1e-6
     temperature: float = 0.1
     """Temperature of the similarities: 0.1 in the published ImageNet runs, 0.5 suits CIFAR-10."""
-    dim: int = 128
-    """Dimension of the embedding."""
     projector: Literal["mlp-bn", "mlp-bn-3", "mlp", "linear"] = "mlp-bn"
     """Head on the backbone: an MLP with batch norm, SimCLR v2's of three layers, one without batch norm, or linear."""
-    projector_hidden: int | Literal["auto"] = "auto"
-    """Width of the MLP's hidden layers; auto: that of the backbone's features."""
     color_strength: float = 1.0
     """Strength of the color distortion; 0.5 suits CIFAR-10."""
-    blur_probability: float = 0.5
-    """Fraction of the views that are blurred; 0 suits images of 32 px."""
 
     RANGES: ClassVar = {
         "temperature": Range(0, above=True),
-        "dim": Range(1),
-        "projector_hidden": Range(1),
         "color_strength": Range(0, 2.5),
-        "blur_probability": Range(0, 1),
     }
 
     def check(self) -> None:
@@ -89,7 +64,7 @@ class SimCLR(Method):
         del step
         first, second = views
         expected = self.encoder.input
-        own = forward(pixels.normalize(torch.cat([first, second]), expected.mean, expected.std))
+        own = forward(render.normalize(torch.cat([first, second]), expected.mean, expected.std))
         loss = contrast.nt_xent(
             own[: len(first)],
             own[len(first) :],

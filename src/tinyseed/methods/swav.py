@@ -6,36 +6,14 @@ Source: Caron et al., Unsupervised Learning of Visual Features by Contrasting Cl
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from tinyseed.data.augmentation import View, color_distortion
 from tinyseed.errors import InputError
-from tinyseed.lazy import lazy
 from tinyseed.methods.base import Forward, Group, Method, MethodSpec, Setup, StepOutput
+from tinyseed.methods.parts import cluster, encoder, functional, prototypes, queues, render, torch
 from tinyseed.settings.base import Range
 from tinyseed.settings.train import PretrainSettings, TrainSettings, check_batch_has_pairs
-
-if TYPE_CHECKING:
-    import torch
-    from torch.nn import functional
-
-    from tinyseed import shapes
-    from tinyseed.data import render as pixels
-    from tinyseed.models import encoder
-    from tinyseed.models import prototypes as networks
-    from tinyseed.objectives import cluster
-    from tinyseed.objectives import queue as queues
-else:
-    torch, functional, shapes, pixels, encoder, networks, cluster, queues = lazy(
-        "torch",
-        "torch.nn.functional",
-        "tinyseed.shapes",
-        "tinyseed.data.render",
-        "tinyseed.models.encoder",
-        "tinyseed.models.prototypes",
-        "tinyseed.objectives.cluster",
-        "tinyseed.objectives.queue",
-    )
 
 SMALLEST_CROP = 8
 """Side in pixels of the smallest crop that "auto" chooses; it chooses multiples of this."""
@@ -71,12 +49,8 @@ class SwAVSettings(PretrainSettings):
     """Sinkhorn iterations, which make the codes use all prototypes equally."""
     prototypes: int = 3000
     """Number of prototypes (clusters): about ten per expected class, and no more than batch and queue can fill."""
-    dim: int = 128
-    """Dimension of the embedding."""
     projector: Literal["mlp-bn", "mlp-bn-3", "mlp", "linear"] = "mlp-bn"
     """Head on the backbone: an MLP with batch norm, one of three layers, one without batch norm, or a linear layer."""
-    projector_hidden: int | Literal["auto"] = "auto"
-    """Width of the MLP's hidden layers; auto: that of the backbone's features (2,048 for ResNet-50, as published)."""
     freeze_prototypes_epochs: int = 1
     """Number of epochs at the beginning in which the prototypes stay fixed."""
     queue_size: int = 0
@@ -85,8 +59,6 @@ class SwAVSettings(PretrainSettings):
     """Epoch from which the queue is filled; it is used once it is full."""
     color_strength: float = 1.0
     """Strength of the color distortion; 0.5 suits CIFAR-10."""
-    blur_probability: float = 0.5
-    """Fraction of the views that are blurred; 0 suits images of 32 px."""
 
     RANGES: ClassVar = {
         "large_crops": Range(2, 64),
@@ -96,13 +68,10 @@ class SwAVSettings(PretrainSettings):
         "epsilon": Range(0, above=True),
         "sinkhorn_iterations": Range(1, 1000),
         "prototypes": Range(2),
-        "dim": Range(1),
-        "projector_hidden": Range(1),
         "freeze_prototypes_epochs": Range(0),
         "queue_size": Range(0),
         "queue_start_epoch": Range(0),
         "color_strength": Range(0, 2.5),
-        "blur_probability": Range(0, 1),
     }
 
     def check(self) -> None:
@@ -148,7 +117,7 @@ class SwAV(Method):
         seed: int = 0,
         group: Group | None = None,
     ) -> None:
-        self.network = networks.PrototypeEncoder(trained, settings.prototypes, seed)
+        self.network = prototypes.PrototypeEncoder(trained, settings.prototypes, seed)
         super().__init__(self.network, trained, group)
         self.settings = settings
         self.steps_per_epoch = steps_per_epoch
@@ -167,7 +136,7 @@ class SwAV(Method):
     def step(self, forward: Forward, views: "tuple[torch.Tensor, ...]", step: int) -> StepOutput:
         """Codes of the large crops, predicted from the other crops (paper, section 3.1)."""
         settings, expected = self.settings, self.encoder.input
-        embeddings, scores = forward(*(pixels.normalize(view, expected.mean, expected.std) for view in views))
+        embeddings, scores = forward(*(render.normalize(view, expected.mean, expected.std) for view in views))
         scores = scores.view(len(views), len(views[0]), -1)
         codes = torch.stack([self._codes(crop, scores[crop]) for crop in range(settings.large_crops)])
         loss = cluster.swav_loss(scores, codes, temperature=settings.temperature)
@@ -206,7 +175,7 @@ class SwAV(Method):
                     queue.push(self.group.gather(rows))
 
     def state(self) -> Mapping[str, Any]:
-        """The queues."""
+        """The queue."""
         return {f"queue.{crop}.": queue for crop, queue in enumerate(self.queues)}
 
 

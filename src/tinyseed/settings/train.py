@@ -76,6 +76,10 @@ class TrainSettings(ChannelSettings):
     """Side length of the views in pixels."""
     small_stem: bool = False
     """Use a 3×3 stem with stride 1 and no max-pooling (ResNets, for images of up to 64 px)."""
+    projector_hidden: int | Literal["auto"] = "auto"
+    """Width of the hidden layers of an MLP head; auto: that of the backbone's features."""
+    blur_probability: float = 0.5
+    """Fraction of the views that are blurred; 0 suits images of 32 px."""
     optimizer: Literal["sgd", "lars"] = "sgd"
     """Optimizer; LARS suits large batches."""
     lr: float = 0.03
@@ -124,6 +128,8 @@ class TrainSettings(ChannelSettings):
         "batch_size": Range(1),
         "accumulate": Range(1),
         "image_size": Range(8, 4096),
+        "projector_hidden": Range(1),
+        "blur_probability": Range(0, 1),
         "lr": Range(0, above=True),
         "final_lr": Range(0),
         "momentum": Range(0, 1),
@@ -216,8 +222,11 @@ class PretrainSettings(TrainSettings):
 
     backbone: str
     """Network to train: a model name (timm's, or torchvision/NAME)."""
+    dim: int = 128
+    """Dimension of the embedding."""
 
     NETWORK: ClassVar[str] = "backbone"
+    RANGES: ClassVar = {"dim": Range(1)}
 
 
 def check_batch_has_pairs(settings: TrainSettings) -> None:

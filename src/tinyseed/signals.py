@@ -23,6 +23,11 @@ class StopRequest:
 
     number: int = 0
 
+    @property
+    def asked(self) -> bool:
+        """Whether one has."""
+        return self.number != 0
+
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Note a signal. A second Ctrl-C does not wait."""
         del frame
