@@ -1,4 +1,4 @@
-"""The evaluations of a student, its random twin and its teacher on one data set, as Markdown for docs/results.md.
+"""The evaluations of a student, its random init and its teacher on one data set, as Markdown for docs/results.md.
 
     python bench/proof.py --student runs/small --teacher runs/teacher --name imagenette --image-size 112 \
         --train-data D/imagenette224-subset/train.parquet --test-data D/imagenette224-subset/val.parquet

@@ -1,6 +1,6 @@
 """What the whole distillation loop costs beside the bare networks.
 
-The loop: reading, decoding, crops (in worker processes), colour and blur, both networks, loss over a full queue,
+The loop: reading, decoding, crops (in worker processes), color and blur, both networks, loss over a full queue,
 optimizer, queue. Bare: the same two networks, backward and the same optimizer on one batch of ready tensors in memory,
 same precision and memory format, without loss over a queue (the loss is the student's mean output). Both are timed in
 one process in turns; medians over the turns.

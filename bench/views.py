@@ -76,7 +76,7 @@ def compare(what: str, ours: list[float], theirs: list[float]) -> Row:
 
 
 def photo(width: int, height: int, seed: int) -> Image.Image:
-    """Smooth colours with some noise: JPEG and resize cost about what they do on a photo."""
+    """Smooth colors with some noise: JPEG and resize cost about what they do on a photo."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
     pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
@@ -84,7 +84,7 @@ def photo(width: int, height: int, seed: int) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def colour_rows(size: int, batch: int, repeats: int) -> list[Row]:
+def color_rows(size: int, batch: int, repeats: int) -> list[Row]:
     photos = [photo(size, size, seed) for seed in range(batch)]
     tensors = [torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous() for image in photos]
     pixels, indices = torch.stack(tensors), np.arange(batch)
@@ -108,7 +108,7 @@ def colour_rows(size: int, batch: int, repeats: int) -> list[Row]:
         "pillow": lambda: torch.stack([on_pillow(image) for image in photos]),
     }
     times = take_turns(sides, repeats, batch)
-    what = f"colours {size} px, batch {batch}"
+    what = f"colors {size} px, batch {batch}"
     return [
         compare(f"{what}, v2 on {name}", times["tinyseed"], times[name]) for name in ("tensors", "pillow")
     ]
@@ -160,7 +160,7 @@ def main() -> None:
     for threads in dict.fromkeys(options.threads):
         torch.set_num_threads(threads)
         for size, batch in BATCHES:
-            rows += colour_rows(size, batch, options.repeats)
+            rows += color_rows(size, batch, options.repeats)
     torch.set_num_threads(1)
     for jpeg in JPEGS:
         rows += crop_rows(*jpeg, options.repeats)

@@ -42,7 +42,7 @@ __all__ = [
 
 
 def distill(*, data: Paths, teacher: str | Path, student: str, out: str | Path, **settings: Any) -> Metrics:  # noqa: ANN401
-    """Train a small student on unlabelled images to reproduce a frozen teacher's representation.
+    """Train a small student on unlabeled images to reproduce a frozen teacher's representation.
 
     Args:
         data: folders, Parquet files, or text files of paths.
@@ -100,12 +100,12 @@ def evaluate(
     test_data: Paths = (),
     **settings: Any,  # noqa: ANN401
 ) -> Report:
-    """Measure a model on labelled images.
+    """Measure a model on labeled images.
 
     Args:
         evaluation: its name.
-        train_data: labelled images to learn the classes from.
-        test_data: labelled images to measure on.
+        train_data: labeled images to learn the classes from.
+        test_data: labeled images to measure on.
         settings: further settings, named as the flags of `tinyseed evaluate NAME`, above all `model` (retention:
             `student` and `teacher`).
 
@@ -118,7 +118,7 @@ def evaluate(
         field.name == "test_data" and field.default is dataclasses.MISSING
         for field in dataclasses.fields(spec.settings)
     ):
-        raise InputError(MISSING, "give labelled images to measure on", argument="test_data")
+        raise InputError(MISSING, "give labeled images to measure on", argument="test_data")
     return run_evaluation(spec, _filled(spec.settings, given))
 
 
@@ -128,7 +128,8 @@ def load(path: str | Path) -> Encoder:
     Raises:
         InputError: there is no model at this path.
     """
-    return load_encoder(path).eval()
+    with argument("path"):
+        return load_encoder(path).eval()
 
 
 def load_teacher(
@@ -162,7 +163,7 @@ def load_teacher(
     Raises:
         InputError: no such model, weights that do not fit or cannot be downloaded, a size that it cannot take.
     """
-    with argument(field):
+    with argument(field or "spec"):
         return models.load_teacher(
             spec,
             weights=weights,
@@ -187,7 +188,7 @@ def describe_teacher(
     Raises:
         InputError: as `load_teacher`.
     """
-    with argument(field):
+    with argument(field or "spec"):
         return models.describe_model(spec, arch=arch)
 
 

@@ -131,7 +131,7 @@ def _add(
     text: str,
     default: Any,  # noqa: ANN401
 ) -> None:
-    text = text.replace("%", "%%")
+    text = references_as(text, flag).replace("%", "%%")
     if "alias" in field.metadata:  # a former name works, and is not advertised
         parser.add_argument(
             flag(field.metadata["alias"]),

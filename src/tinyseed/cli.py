@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 the run failed; 2 a wrong argument or input, in one line; 
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         _say(f"error: {with_flags(error)}")
         sys.exit(2)
+    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (RunError, OSError) as error:  # OSError: a full disk, a folder without permission, a vanished file
         _say(f"error: {with_flags(error)}")
         sys.exit(1)
@@ -165,7 +169,8 @@ def _teachers(rest: Sequence[str]) -> int:
     match list(rest):
         case [] | ["-h" | "--help"]:
             print(f"{example}\n\nShows what a checkpoint file, folder, URL or model name is.\n")
-            print("flags: --json, --teacher-arch NAME (docs/teachers.md)")
+            print("flags:\n  --json                print JSON")
+            print("  --teacher-arch NAME   architecture of a file that does not state it (docs/teachers.md)")
             return 0
         case [spec, *flags] if not spec.startswith("-"):
             from tinyseed.teachers import TeachersSettings, describe, table

@@ -29,13 +29,11 @@ class InputError(ValueError):
     runs/x: no such file or folder
     """
 
-    def __init__(self, *parts: object, argument: str | None = None) -> None:
-        if len(parts) == 3:  # TRANSITION: (field, value, remedy)
-            argument, parts = str(parts[0]).removeprefix("--").replace("-", "_"), parts[1:]
-        self.value, remedy = parts
-        self.remedy = str(remedy)
+    def __init__(self, value: object, remedy: str, *, argument: str | None = None) -> None:
+        super().__init__(value, remedy)
+        self.value = value
+        self.remedy = remedy
         self.argument = argument
-        super().__init__(*parts)
 
     def __str__(self) -> str:
         if self.argument is None:

@@ -138,7 +138,7 @@ def _open(path: Path, spec: ModelSpec) -> tuple[Encoder, ModelDescription]:
     if not (path.is_dir() or is_export(path)):
         return load_file(path, spec)
     if spec.arch is not None:
-        raise InputError(spec.arch, f"{path} says itself what it is; leave this out", argument="arch")
+        raise InputError(spec.arch, f"{path} states its architecture; leave this out", argument="arch")
     encoder = load_encoder(path)
     if spec.image_size is not None:
         contract = replace(encoder.input, size=spec.side(encoder.input))

@@ -102,7 +102,7 @@ def _summary(report: DetectReport) -> str:
     kind = "Mask R-CNN" if report.masks else "Faster R-CNN"
     return (
         f"{kind}, {report.steps:,} steps of {report.batch_size} images at {max(report.image_size)} px, "
-        f"{report.norm} norms: {report.train_images:,} train images, {report.test_images:,} test images"
+        f"{report.norm} norms: {report.train_images:,} training images, {report.test_images:,} test images"
     )
 
 

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tinyseed.files import cache_folder, digest, write_json
@@ -65,12 +66,12 @@ Measured = Sequence[tuple[Subject, Measurement]]
 """Each model with its measurement."""
 
 
-def merge(measured: Measured) -> Measurement:
-    """The rows of all models one after another; a note on some of several models begins with their roles."""
+def merge(measured: Measured, titles: Mapping[str, str] = MappingProxyType({})) -> Measurement:
+    """The rows of all models one after another; a note on some of several models begins with their roles' titles."""
     notes: dict[str, list[str]] = {}
     for subject, measurement in measured:
         for note in dict.fromkeys(measurement.notes):
-            notes.setdefault(note, []).append(subject.role)
+            notes.setdefault(note, []).append(titles.get(subject.role, subject.role))
     return Measurement(
         tuple(row for _, measurement in measured for row in measurement.metrics),
         tuple(

@@ -99,7 +99,7 @@ def combine(measured: Measured, settings: RetentionSettings) -> Measurement:
     names = [name for name in teacher if name.endswith("_top1") or name in COSTS]
     for row in rows:
         row["of_teacher"] = {name: 100 * row[name] / teacher[name] for name in names if teacher[name]}
-    merged = merge(measured)
+    merged = merge(measured, TITLES)
     return dataclasses.replace(merged, metrics=tuple(rows), notes=(*merged.notes, *_reading(rows)))
 
 

@@ -108,7 +108,7 @@ def build(setup: Setup) -> Seed:
 SEED = MethodSpec(
     name="seed",
     label="SEED",
-    about="Train a small student to reproduce a frozen teacher's representation, on unlabelled images (SEED)",
+    about="Train a small student to reproduce a frozen teacher's representation, on unlabeled images (SEED)",
     settings=SeedSettings,
     build=build,
     collapse_hint="A lower `lr`, a larger `queue_size` or another temperature",
