@@ -5,8 +5,12 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-# One thread for each of several test processes: oneDNN's threads wait in a spin, and would wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# One thread for each of several test processes: oneDNN's threads wait in a spin, and would wait for each other. The
+# process that starts them has imported this file before, and its environment is theirs.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+else:
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import numpy as np
 import pytest

@@ -144,7 +144,7 @@ def test_an_architecture_that_is_given_is_fitted_strictly(tmp_path):
         "teacher_arch=resnet10t: is for files"
     )
     save_encoder(tmp_path / "run", Encoder(build_backbone("resnet10t", seed=0, image_size=32)))
-    assert "says itself what it is" in refused(tmp_path / "run", arch="resnet10t")
+    assert "states its architecture" in refused(tmp_path / "run", arch="resnet10t")
 
 
 def test_the_output_is_chosen(tmp_path):
