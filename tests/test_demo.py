@@ -1,9 +1,11 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tinyseed.assets import clothing
 from tinyseed.checkpoints.load import load_model
 from tinyseed.demo import STUDENT, TEACHER, Row, demo, standard_error, verdict
 from tinyseed.errors import InputError
@@ -57,7 +59,17 @@ def test_a_time_that_is_none_is_refused(tmp_path):
         demo(DemoSettings(out=tmp_path / "demo", minutes=0.0))
 
 
+@pytest.fixture
+def quarter(tmp_path, monkeypatch):
+    """The demo on every fourth photo: embedding all of them takes most of its time."""
+    for split in ("train", "test"):
+        table = pq.read_table(clothing(split))
+        pq.write_table(table.take(np.arange(0, len(table), 4)), tmp_path / f"{split}.parquet")
+    monkeypatch.setattr("tinyseed.demo.clothing", lambda split: tmp_path / f"{split}.parquet")
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("quarter")
 def test_the_demo_ends_in_its_table_and_picture_and_reuses_what_is_done(tmp_path, capsys):
     config = DemoSettings(out=tmp_path / "demo", minutes=0.1)
     rows = demo(config)
