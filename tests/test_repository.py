@@ -33,7 +33,7 @@ def test_no_tracked_file_holds_a_path_of_the_machine_that_made_it():
 
 def test_the_pattern_finds_such_paths():
     assert ABSOLUTE.search(b'"model": "/home/ada/runs/student"')
-    assert not ABSOLUTE.search(b"https://example.org/home/page and ../work/x and file.py:/homepage")
+    assert not ABSOLUTE.search(b"https://example.org/home/page and ../jobs/x and file.py:/homepage")
 
 
 def steps_of(section: str) -> list[list[tuple[str, str]]]:
