@@ -84,7 +84,7 @@ def demo(settings: DemoSettings) -> list[Row]:
     write_text(settings.out / "table.json", json.dumps(table, indent=2) + "\n")
     show(console, rows, images=len(models["teacher"].test.labels))
     took = duration(time.monotonic() - began)
-    console.print(f"picture {picture}   reports {settings.out}/*/report.html   {took}")
+    console.print(f"picture {picture}   reports {settings.out}/*/report.html   {took}", soft_wrap=True)
     return rows
 
 
