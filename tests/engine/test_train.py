@@ -349,7 +349,7 @@ def test_all_images_unreadable_stops_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"batch_size": 64}, "batch_size=64: there are only 54 training images"),
+        ({"batch_size": 64}, "batch_size=64: exceeds the number of training images (54)"),
         ({"epochs": 0}, "epochs=0: give a number of at least 1"),
         ({"lr": float("nan")}, "lr=nan: give a number above 0"),
         ({"teacher_temperature": 0.0}, "teacher_temperature=0.0: give a number above 0"),

@@ -56,7 +56,9 @@ def open_data(settings: TrainSettings) -> RunData:
         held_out_source = source
         training, held_out = held_out_split(len(source), settings.seed)
     if len(training) < settings.batch_size:
-        remedy = f"there are only {len(training)} training images; give a smaller batch or more images"
+        remedy = (
+            f"exceeds the number of training images ({len(training)}); give a smaller batch or more images"
+        )
         raise InputError(settings.batch_size, remedy, argument="batch_size")
     reader = reader_for(settings.channels, settings.pixel_range)
     with argument("data"):
