@@ -1,4 +1,4 @@
-"""Networks this small are faster on one thread, by far where others want the cores, too; listings of checkpoints."""
+"""Listings of public checkpoints, and random tensors for them."""
 
 import json
 import math
@@ -13,11 +13,8 @@ SHARED = Path(os.environ.get("TINYSEED_SHARED") or Path(__file__).resolve().pare
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread):
+    """For every test here."""
 
 
 @pytest.fixture(scope="session")

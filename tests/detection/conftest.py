@@ -1,12 +1,10 @@
 """Tiny detection data sets of colored squares, in both layouts."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageDraw
 
 COLORS = {"blue": (30, 60, 220), "red": (220, 50, 30)}
@@ -14,11 +12,8 @@ SIDE = 64
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread):
+    """For every test here."""
 
 
 def draw(number):

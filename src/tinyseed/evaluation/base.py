@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -17,9 +18,10 @@ from tinyseed.files import cache_folder, digest, write_json
 from tinyseed.lazy import lazy
 
 if TYPE_CHECKING:
+    from tinyseed.evaluation import features
     from tinyseed.models import encoder as models
 else:
-    (models,) = lazy("tinyseed.models.encoder")
+    features, models = lazy("tinyseed.evaluation.features", "tinyseed.models.encoder")
 
 Metrics = dict[str, Any]
 """Metrics by name, as JSON holds them; shares are in per cent."""
@@ -60,6 +62,11 @@ class Subject:
     role: str
     name: str
     encoder: "models.Encoder"
+
+    @cached_property
+    def digest(self) -> str:
+        """What stands for the encoder's weights and contract; see `features.model_digest`."""
+        return features.model_digest(self.encoder)
 
 
 Measured = Sequence[tuple[Subject, Measurement]]

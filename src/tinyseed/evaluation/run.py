@@ -19,7 +19,6 @@ from tinyseed.evaluation.base import (
     Subject,
     merge,
 )
-from tinyseed.evaluation.features import model_digest
 from tinyseed.evaluation.report import Report, report_folder, settings_json, versions, write_report
 from tinyseed.evaluation.splits import open_splits
 from tinyseed.models.encoder import Encoder
@@ -68,8 +67,9 @@ def _resume(
     spec: EvaluationSpec, settings: EvaluationSettings, data: Data, subject: Subject, request: StopRequest
 ) -> Resume:
     decisive = {name: value for name, value in settings_json(settings).items() if name not in INDIFFERENT}
-    model = model_digest(subject.encoder)
-    return Resume.of(spec.name, decisive, subject.role, model, data.fingerprints, stop=lambda: request.asked)
+    return Resume.of(
+        spec.name, decisive, subject.role, subject.digest, data.fingerprints, stop=lambda: request.asked
+    )
 
 
 def _report(
@@ -99,7 +99,7 @@ def _report(
         notes=tuple(dict.fromkeys(notes)),
         settings=settings_json(settings),
         data=data.fingerprints,
-        weights=model_digest(main.encoder),
+        weights=main.digest,
         seconds=round(time.perf_counter() - began, 1),
         versions=versions(),
     )
