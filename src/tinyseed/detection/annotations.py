@@ -1,8 +1,8 @@
 """Annotated images: boxes, masks and classes, and a record of the annotations that had to be changed or dropped."""
 
-import math
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from tinyseed.data.split import sample
+from tinyseed.detection.fields import BadField, is_file
 from tinyseed.errors import InputError
 from tinyseed.files import digest
 
@@ -22,6 +23,9 @@ Rle = dict[str, Any]
 """A mask as pycocotools compresses it: `size` (height, width) and `counts`."""
 
 _TOLERANCE = 1.0  # the tools of VOC and COCO place borders up to a pixel outside the image
+_SMALLEST = 0.1  # shorter sides, in pixels, can vanish in float32 once the image is resized
+
+_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,10 @@ class Issues:
         """Count one."""
         self.counts[kind] += 1
         self.first.setdefault(kind, where)
+
+    def bad_object(self, error: BadField, where: str) -> None:
+        """Count an object that is dropped since one of its fields cannot be used."""
+        self.add(f"objects dropped whose {error.name} cannot be used", f"{where}: {error}")
 
     def lines(self) -> list[str]:
         """One line for each kind."""
@@ -141,12 +149,16 @@ def clean_box(box: Box, width: int, height: int, issues: Issues, where: str) -> 
     (0.0, 0.0, 4.0, 4.0)
     """
     x1, y1, x2, y2 = box
-    if not all(map(math.isfinite, box)) or x2 <= x1 or y2 <= y1:
-        issues.add("boxes of zero size dropped", where)
+    if x2 <= x1 or y2 <= y1:
+        kind = "negative" if x2 < x1 or y2 < y1 else "zero"
+        issues.add(f"boxes of {kind} size dropped", where)
         return None
     clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
     if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
         issues.add("boxes outside their image dropped", where)
+        return None
+    if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) < _SMALLEST:
+        issues.add(f"boxes thinner than {_SMALLEST} pixels in their image dropped", where)
         return None
     if max(abs(old - new) for old, new in zip(box, clipped, strict=True)) > _TOLERANCE:
         issues.add("boxes clipped to their image", where)
@@ -159,22 +171,52 @@ def limited(count: int, limit: int | None) -> list[int]:
     return (chosen if limit is None else sample(chosen, limit, seed=0, name="limit")).tolist()
 
 
-def image_sizes(paths: list[Path]) -> list[tuple[int, int] | None]:
-    """Width and height of each image according to its header; None where it cannot be read.
+def sized_images(
+    paths: Sequence[Path], stated: Sequence[tuple[int, int] | None], issues: Issues
+) -> list[tuple[int, int] | None]:
+    """Width and height of each image; None where it is to be left out, which is counted in `issues`.
+
+    Args:
+        paths: of the images.
+        stated: their sizes according to the annotations; None where these do not say.
+        issues: counts images that cannot be read, or have another size than stated: their boxes would not fit.
 
     Raises:
         InputError: an image is missing.
     """
-    missing = [path for path in paths if not path.is_file()]
+    missing = [path for path in paths if not is_file(path)]
     if missing:
         count = f"{len(missing):,} of {len(paths):,} annotated images are missing"
         raise InputError(missing[0], f"no such image ({count}); add it, or remove it from the annotations")
-    return [_size(path) for path in paths]
+    return [_checked_size(path, size, issues) for path, size in zip(paths, stated, strict=True)]
 
 
-def _size(path: Path) -> tuple[int, int] | None:
+def _checked_size(path: Path, stated: tuple[int, int] | None, issues: Issues) -> tuple[int, int] | None:
+    size = _upright_size(path)
+    if size is None:
+        issues.add("unreadable images left out", path.name)
+    elif stated is not None and stated != size:
+        issues.add("images of another size than annotated left out", path.name)
+        return None
+    return size
+
+
+def _upright_size(path: Path) -> tuple[int, int] | None:
+    """Of an image as people see it, turned by its EXIF: annotation tools show it so, and it is decoded so."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            return image.size
+            width, height = image.size
+            return (height, width) if _on_its_side(image.info.get("exif")) else (width, height)
     except Exception:  # noqa: BLE001  (a broken header can raise nearly anything)
         return None
+
+
+def _on_its_side(given: object) -> bool:
+    exif = Image.Exif()
+    if not isinstance(given, bytes):
+        return False
+    try:
+        exif.load(given)
+        return exif.get(_ORIENTATION) in (5, 6, 7, 8)
+    except Exception:  # noqa: BLE001  (a broken EXIF, too)
+        return False

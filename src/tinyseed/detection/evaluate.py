@@ -47,12 +47,12 @@ def _read(settings: DetectSettings) -> AnnotatedSplits:
     with argument("train_data", split="train_split"):
         train = _read_split(settings, settings.train_data, settings.train_split or train_split)
         if not train.trainable:
-            raise InputError(" ".join(settings.train_data), "its train split has no box to train on")
+            raise InputError(" ".join(settings.train_data), _nothing("train on", train))
     test_data = settings.test_data or settings.train_data
     with argument("test_data" if settings.test_data else "train_data", split="test_split"):
         test = _read_split(settings, test_data, settings.test_split or test_split, train.classes)
         if not test.boxes:
-            raise InputError(" ".join(test_data), "its test split has no box to detect")
+            raise InputError(" ".join(test_data), _nothing("detect", test))
     return AnnotatedSplits(train, test)
 
 
@@ -62,6 +62,11 @@ def _read_split(
     if settings.format == "voc":
         return read_voc(folders, split, classes=classes, limit=settings.limit)
     return read_coco(folders[0], split, classes=classes, limit=settings.limit, masks=settings.masks)
+
+
+def _nothing(purpose: str, split: AnnotatedSplit) -> str:
+    """That a split has nothing to train on or to detect, with what was dropped from it."""
+    return "; ".join([f"this split has no box to {purpose}", *split.issues.lines()])
 
 
 def subjects(settings: DetectSettings) -> tuple[Subject, ...]:

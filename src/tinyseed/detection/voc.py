@@ -1,30 +1,47 @@
 """Reads the VOC layout: Annotations/*.xml, JPEGImages, ImageSets/Main/SPLIT.txt."""
 
-import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+import codecs
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
+from pathlib import Path, PurePosixPath
 
+from tinyseed.detection import xml
 from tinyseed.detection.annotations import (
     AnnotatedImage,
     AnnotatedSplit,
-    Box,
     Instance,
     Issues,
     clean_box,
-    image_sizes,
     limited,
+    sized_images,
 )
-from tinyseed.errors import InputError
+from tinyseed.detection.fields import BadField, Fields, inner_path, is_file
+from tinyseed.errors import InputError, first_line
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+"""Of images, in lower or upper case; where one name has several images, the first counts."""
+
+_COLUMN = re.compile(r"\s+-?\d+$")
+"""What the lists of single classes have behind an image's name: 1, 0 or -1."""
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 @dataclass(frozen=True)
-class _Object:
-    name: str
-    box: Box
-    difficult: bool
+class _Annotation:
+    """The content of an XML file: objects with their names, and the image's size as far as it says one.
+
+    Objects whose name cannot be used have the error instead.
+    """
+
+    objects: list[tuple[str | BadField, Fields]]
+    size: tuple[int, int] | None
+
+    @property
+    def names(self) -> set[str]:
+        return {name for name, _ in self.objects if isinstance(name, str)}
 
 
 def read_voc(
@@ -33,7 +50,7 @@ def read_voc(
     """One split of one or several VOC folders, joined (VOC07+12).
 
     VOC counts pixels from 1 and its corners include their pixel, so (xmin, ymin, xmax, ymax) becomes (xmin − 1,
-    ymin − 1, xmax, ymax).
+    ymin − 1, xmax, ymax). Objects that cannot be used are dropped and counted; lists and files have to be readable.
 
     Args:
         folders: each holds Annotations, JPEGImages and ImageSets/Main, or sub-folders that do. Of several, only
@@ -47,45 +64,61 @@ def read_voc(
 
     Source: Everingham et al., The PASCAL Visual Object Classes Challenge, IJCV 2010; corners as in its devkit.
     """
-    names = [(root, name) for root in _roots(folders, split) for name in _listed(root, split)]
+    issues = Issues()
+    names = [(root, name) for root in _roots(folders, split) for name in _listed(root, split, issues)]
     if not names:
         raise InputError(" ".join(folders), f"split {split} lists no images")
-    objects = [_objects(root / "Annotations" / f"{name}.xml") for root, name in names]
-    found = {item.name for items in objects for item in items}
+    annotations = [_annotation(root / "Annotations" / f"{name}.xml") for root, name in names]
+    found = set().union(*(annotation.names for annotation in annotations))
     if classes is None:
         classes = tuple(sorted(found))
     elif found - set(classes):
         unknown = sorted(found - set(classes))[0]
         raise InputError(unknown, f"not a class of the train split ({', '.join(classes)})")
-    issues, images = Issues(), []
     kept = limited(len(names), limit)
-    paths = [_image_path(*names[index]) for index in kept]
-    for index, path, size in zip(kept, paths, image_sizes(paths), strict=True):
-        if size is None:
-            issues.add("unreadable images left out", path.name)
-        else:
-            images.append(_annotated(path, size, objects[index], classes, issues))
+    find = cache(_images_in)
+    paths = [_image_path(*names[index], find) for index in kept]
+    images = []
+    sizes = sized_images(paths, [annotations[index].size for index in kept], issues)
+    for index, path, size in zip(kept, paths, sizes, strict=True):
+        if size is not None:
+            found_here = [
+                _instance(one, f"{path.name}: object {number}", size, classes, issues)
+                for number, one in enumerate(annotations[index].objects, 1)
+            ]
+            images.append(AnnotatedImage(path, *size, tuple(one for one in found_here if one is not None)))
     return AnnotatedSplit(classes, tuple(images), issues)
 
 
-def _annotated(
-    path: Path, size: tuple[int, int], objects: list[_Object], classes: tuple[str, ...], issues: Issues
-) -> AnnotatedImage:
-    instances = []
-    for item in objects:
-        xmin, ymin, xmax, ymax = item.box
-        flat = xmax <= xmin or ymax <= ymin  # shifting its corner would make it one pixel wide
-        corners = item.box if flat else (xmin - 1, ymin - 1, xmax, ymax)
-        box = clean_box(corners, *size, issues, path.name)
-        if box is not None:
-            area = (box[2] - box[0]) * (box[3] - box[1])
-            instances.append(Instance(box, classes.index(item.name), difficult=item.difficult, area=area))
-    return AnnotatedImage(path, *size, tuple(instances))
+def _instance(
+    given: tuple[str | BadField, Fields],
+    where: str,
+    size: tuple[int, int],
+    classes: tuple[str, ...],
+    issues: Issues,
+) -> Instance | None:
+    """One object of an image; None where it cannot be used, which is counted in `issues`."""
+    name, fields = given
+    try:
+        if isinstance(name, BadField):
+            raise name
+        inner, difficult = fields.inner("bndbox"), fields.flag("difficult")
+        xmin, ymin, xmax, ymax = (inner.number(corner) for corner in _CORNERS)
+    except BadField as error:
+        issues.bad_object(error, where)
+        return None
+    flat = xmax <= xmin or ymax <= ymin  # shifting its corner would make it one pixel wide
+    corner = (xmin, ymin) if flat else (xmin - 1, ymin - 1)
+    box = clean_box((*corner, xmax, ymax), *size, issues, where)
+    if box is None:
+        return None
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    return Instance(box, classes.index(name), difficult=difficult, area=area)
 
 
 def _roots(folders: Sequence[str], split: str) -> list[Path]:
     roots = [root for folder in folders for root in _voc_folders(Path(folder))]
-    with_split = [root for root in roots if _split_file(root, split).is_file()]
+    with_split = [root for root in roots if is_file(_split_file(root, split))]
     if not with_split:
         splits = sorted({file.stem for root in roots for file in _split_file(root, "").parent.glob("*.txt")})
         have = f"choose from {', '.join(splits[:8])}" if splits else "it has no ImageSets/Main/*.txt"
@@ -109,29 +142,81 @@ def _split_file(root: Path, split: str) -> Path:
     return root / "ImageSets" / "Main" / f"{split}.txt"
 
 
-def _listed(root: Path, split: str) -> list[str]:
-    """Image names, one on each line; the lists of single classes have a number behind it."""
-    lines = _split_file(root, split).read_text(encoding="utf-8").splitlines()
-    return [line.split()[0] for line in lines if line.strip()]
+def _listed(root: Path, split: str, issues: Issues) -> list[str]:
+    """Image names, one on each line, as their annotations are called; of the same name the first counts."""
+    names: dict[str, None] = {}
+    for line in _lines(_split_file(root, split)):
+        name = _listed_name(root, line)
+        if name in names:
+            issues.add("images listed again left out", line)
+        names[name] = None
+    return list(names)
 
 
-def _image_path(root: Path, name: str) -> Path:
-    candidates = [root / "JPEGImages" / f"{name}{suffix}" for suffix in _SUFFIXES]
-    return next((path for path in candidates if path.is_file()), candidates[0])
+def _lines(file: Path) -> list[str]:
+    """The lines of a text file that are not empty; UTF-8, or UTF-16 with its mark at the beginning."""
+    try:
+        data = file.read_bytes()
+        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(file, f"cannot be read ({first_line(error)}); save it as UTF-8 text") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _objects(path: Path) -> list[_Object]:
-    if not path.is_file():
+def _listed_name(root: Path, line: str) -> str:
+    """The image that a line of a list is about: the first reading of it for which there is an annotation."""
+    readings = list(_readings(line))
+    annotated = (name for name in readings if is_file(root / "Annotations" / f"{name}.xml"))
+    return next(annotated, readings[-1] if readings else line)
+
+
+def _readings(line: str) -> Iterator[str]:
+    """Names that a line can stand for: with and without a column behind it, a suffix, and folders before it."""
+    lines = dict.fromkeys((line, _COLUMN.sub("", line)))
+    names = [PurePosixPath(inner_path(one) or "") for one in lines]
+    names += [PurePosixPath(one.replace("\\", "/").rpartition("/")[2]) for one in lines]
+    for name in names:
+        if inner_path(name.name):
+            yield str(name)
+            if name.suffix.lower() in _SUFFIXES:
+                yield str(name.with_suffix(""))
+
+
+def _images_in(folder: Path) -> dict[str, Path]:
+    """The images of a folder by their names without suffix."""
+    try:
+        files = [file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES]
+    except OSError:
+        return {}
+    files.sort(key=lambda file: (_SUFFIXES.index(file.suffix.lower()), file.name), reverse=True)
+    return {file.stem: file for file in files}
+
+
+def _image_path(root: Path, name: str, find: Callable[[Path], dict[str, Path]]) -> Path:
+    usual = root / "JPEGImages" / f"{name}{_SUFFIXES[0]}"
+    return find(usual.parent).get(PurePosixPath(name).name, usual)
+
+
+def _annotation(path: Path) -> _Annotation:
+    if not is_file(path):
         raise InputError(path, "no such annotation, though the split lists its image")
     try:
-        return [_object(element) for element in ET.parse(path).getroot().iter("object")]
-    except (ET.ParseError, ValueError) as error:
-        raise InputError(path, f"cannot be read as a VOC annotation ({error})") from error
+        root = xml.parse(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(path, f"cannot be read as a VOC annotation ({first_line(error)})") from error
+    if root.tag != "annotation":
+        raise InputError(path, f"not a VOC annotation (its root is <{root.tag}>); export it again as VOC")
+    objects = [Fields(xml.fields(element)) for element in root.iter("object")]
+    size = xml.fields(root).get("size")
+    return _Annotation(
+        [(_name(fields), fields) for fields in objects],
+        Fields(size).size() if isinstance(size, dict) else None,
+    )
 
 
-def _object(element: ET.Element) -> _Object:
-    name, box = element.findtext("name", "").strip(), element.find("bndbox")
-    if not name or box is None:
-        raise ValueError("an object without name or bndbox")
-    x1, y1, x2, y2 = (float(box.findtext(corner, "")) for corner in ("xmin", "ymin", "xmax", "ymax"))
-    return _Object(name, (x1, y1, x2, y2), element.findtext("difficult", "0").strip() == "1")
+def _name(fields: Fields) -> str | BadField:
+    try:
+        return fields.text("name")
+    except BadField as error:
+        return error
