@@ -73,7 +73,7 @@ def read_arrays(path: Path, *, mapped: bool = False, check: bool = True) -> Stor
 
 
 def _mapped(path: Path) -> NDArray[np.uint8]:
-    """The bytes of a file, mapped copy-on-write: the file stays as it is, and PyTorch takes the array without a warning.
+    """The bytes of a file, mapped copy-on-write: the file stays as it is, and PyTorch may write to the array.
 
     By PyTorch, since NumPy's maps hold a file descriptor each, of which a process may have few.
     """

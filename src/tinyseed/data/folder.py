@@ -24,9 +24,9 @@ from tinyseed.data.reading import is_exhaustion, raise_exhausted, read_file
 from tinyseed.errors import InputError
 from tinyseed.files import cache_folder, digest
 
-EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif") + (
-    *("jpe", "jfif", "mpo", "apng", "avif"),
-    *("ppm", "pgm", "pbm", "pnm", "pfm"),
+EXTENSIONS = (
+    *("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif"),
+    *("jpe", "jfif", "mpo", "apng", "avif", "ppm", "pgm", "pbm", "pnm", "pfm"),
 )
 """The files of a folder that are taken for images; which format one has is seen from its contents."""
 

@@ -1,4 +1,4 @@
-"""Image files read whole: regular files of a bounded size, and a lack of system resources told apart from bad images."""
+"""Reading image files: regular ones of a bounded size. A lack of system resources is told apart from a bad image."""
 
 import errno
 import os
@@ -89,7 +89,7 @@ def _read(path: bytes | str | Path, begin: int, end: int | None) -> bytes:
         if length > LARGEST_FILE:
             raise OSError(errno.EFBIG, f"larger than {LARGEST_FILE / 2**30:g} GiB")
         if end is None:
-            with open(handle, "rb", buffering=0, closefd=False) as file:  # noqa: PTH123
+            with open(handle, "rb", buffering=0, closefd=False) as file:
                 return file.read()
         content = os.pread(handle, length, begin)
         if len(content) < length:
