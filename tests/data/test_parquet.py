@@ -139,7 +139,7 @@ def test_without_an_image_column_the_columns_are_listed(tmp_path):
         (pa.array([1, 0, None, -1]), NAMES, [1, 0, -1, -1], NAMES),
         (pa.array([1, 0, 1, 2], pa.uint8()), NAMES, [1, 0, 1, 2], NAMES),
         (pa.array([70, 9, None, 9]), None, [1, 0, -1, 0], ("9", "70")),
-        (pa.array([5, -1, 3, -7]), None, [1, -1, 0, -1], ("3", "5")),
+        (pa.array([5, -1, 3, -7]), None, [3, 1, 2, 0], ("-7", "-1", "3", "5")),
         (pa.array(["dog", None, "cat", "dog"]), None, [1, -1, 0, 1], ("cat", "dog")),
         (pa.array(["dog", "cat", "cat", "dog"]), NAMES, [1, 0, 0, 1], NAMES),
         (pa.array(["dog", "emu", "cat", None]), NAMES, [1, 2, 0, -1], ("cat", "dog", "emu")),
@@ -337,12 +337,11 @@ def test_more_files_than_a_process_may_hold_open(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     source = open_source([str(tmp_path / "in")])
     held = len(os.listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (held + 270, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held + 3, hard))
     try:
         assert contents(source) == [b"x"] * 300
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        parquet._map_file.cache_clear()
 
 
 def test_memory_is_bounded(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """What a source of images is, the record that a kind of source is registered by, and sources made of other sources."""
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -44,6 +44,40 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class Noted(Protocol):
+    """A source that has something to say when it is opened."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user has to know, a line each: what was left out, and what was chosen among several."""
+        ...
+
+
+def notes_of(source: Source) -> tuple[str, ...]:
+    """What a source has to say, to be shown once; most have nothing."""
+    return source.notes if isinstance(source, Noted) else ()
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "file"), counted(1200, "file")
+    ('1 file', '1,200 files')
+    """
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def listed(items: Sequence[str], most: int = 5) -> str:
+    """The first items, and how many more there are.
+
+    >>> listed(["a", "b", "c"], most=2)
+    'a, b, and 1 more'
+    """
+    shown = ", ".join(items[:most])
+    return shown if len(items) <= most else f"{shown}, and {len(items) - most:,} more"
+
+
 @dataclass(frozen=True)
 class SourceFormat:
     """A kind of source that `open_source` knows; `sources.FORMATS` lists them.
@@ -74,7 +108,11 @@ def labels_as(source: Source, classes: tuple[str, ...]) -> NDArray[np.int64]:
 
 
 class Concatenation:
-    """Sources one after the other; classes merged by name."""
+    """Sources one after the other; classes merged by name.
+
+    Attributes:
+        notes: those of the members.
+    """
 
     def __init__(self, members: tuple[Source, ...]) -> None:
         self.members = members
@@ -85,6 +123,7 @@ class Concatenation:
         if self.classes:
             self.labels = np.concatenate([labels_as(member, classes) for member in members])
         self.fingerprint = digest(*(member.fingerprint for member in members))
+        self.notes = tuple(dict.fromkeys(note for member in members for note in notes_of(member)))
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -124,6 +163,7 @@ class Subset:
         self.labels = None if source.labels is None else source.labels[indices]
         self.classes = source.classes
         self.fingerprint = digest(source.fingerprint, indices)
+        self.notes = notes_of(source)
 
     def __len__(self) -> int:
         return len(self.indices)

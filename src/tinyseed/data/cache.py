@@ -54,8 +54,7 @@ def read_arrays(path: Path, *, mapped: bool = False, check: bool = True) -> Stor
         The entry, or None if there is none or it is damaged.
     """
     try:
-        # Mapped copy-on-write: the file stays as it is, and PyTorch takes the arrays without a warning.
-        content = np.asarray(np.memmap(path, np.uint8, "c")) if mapped else np.fromfile(path, np.uint8)
+        content = _mapped(path) if mapped else np.fromfile(path, np.uint8)
         start = 8 + int.from_bytes(content[:8].tobytes(), "little")
         header = json.loads(content[8:start].tobytes())
         texts = header.pop("__metadata__")
@@ -66,11 +65,22 @@ def read_arrays(path: Path, *, mapped: bool = False, check: bool = True) -> Stor
             )
         }
         expected = texts.pop("checksum")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError):
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, MemoryError):
         return None
     if check and _checksum(arrays) != expected:
         return None
     return Stored(arrays, texts)
+
+
+def _mapped(path: Path) -> NDArray[np.uint8]:
+    """The bytes of a file, mapped copy-on-write: the file stays as it is, and PyTorch may write to the array.
+
+    By PyTorch, since NumPy's maps hold a file descriptor each, of which a process may have few.
+    """
+    import torch
+
+    size = path.stat().st_size
+    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
 
 
 def _checksum(arrays: Mapping[str, NDArray[Any]]) -> str:

@@ -1,5 +1,6 @@
 """Class labels in the numbering of other classes."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,3 +29,13 @@ def align_labels(
     place = {name: number for number, name in enumerate(train_classes)}
     beyond = len(train_classes)
     return renumbered(test_labels, [place.get(name, beyond + at) for at, name in enumerate(test_classes)])
+
+
+def distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of classes, of which equal ones (ImageNet has two cranes) get their number.
+
+    >>> distinct(["crane", "dog", "crane"])
+    ('crane (0)', 'dog', 'crane (2)')
+    """
+    times = Counter(names)
+    return tuple(f"{name} ({at})" if times[name] > 1 else name for at, name in enumerate(names))

@@ -7,7 +7,6 @@ when it is read.
 import inspect
 import re
 import warnings
-from collections import Counter
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyseed.data.base import SourceFormat
+from tinyseed.data.labels import distinct
+from tinyseed.data.reading import read_file
 from tinyseed.errors import InputError
 from tinyseed.files import digest
 from tinyseed.torchvision_ops import ensure_torchvision
@@ -77,7 +78,7 @@ class TorchvisionSource:
         if not 0 <= index < len(self):
             raise IndexError(index)
         if self._paths is not None:
-            return self._paths[index].read_bytes()
+            return read_file(self._paths[index])
         image = self._dataset[index][0]
         written = BytesIO()
         # A bitmap is the quickest to write and to read; it has no transparency and no 16 bits.
@@ -181,13 +182,11 @@ def _labels(dataset: Any) -> list[int]:  # noqa: ANN401
 
 
 def _classes(dataset: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:  # noqa: ANN401
-    """Names of the classes, or numbers if there are none. Equal names (ImageNet's two cranes) get a number."""
+    """Names of the classes, or numbers if there are none."""
     named = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
     if not named:
         return tuple(map(str, range(int(labels.max(initial=-1)) + 1)))
-    first = [name if isinstance(name, str) else str(name[0]) for name in named]
-    times = Counter(first)
-    return tuple(f"{name} ({at})" if times[name] > 1 else name for at, name in enumerate(first))
+    return distinct([name if isinstance(name, str) else str(name[0]) for name in named])
 
 
 def _of_partition(pairs: list[tuple[Path, int]], named: Named) -> list[tuple[Path, int]]:

@@ -10,10 +10,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import stat
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from glob import glob, has_magic
 from pathlib import Path
 from typing import NamedTuple
@@ -24,18 +25,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tinyseed.data.base import Concatenation, SourceFormat
+from tinyseed.data.base import Concatenation, SourceFormat, counted, listed
 from tinyseed.data.cache import REMEDY, read_arrays, write_arrays
+from tinyseed.data.columns import REFUSED, Columns, Labels, as_bytes, choose_columns, stored
 from tinyseed.data.folder import Strings
-from tinyseed.data.labels import renumbered
+from tinyseed.data.reading import is_exhaustion, raise_exhausted, read_file, read_part
 from tinyseed.errors import InputError, RunError, first_line
 from tinyseed.files import cache_folder, digest, replacing
 
-_LAYOUT = 1  # counts up whenever an older entry would be misread
+_LAYOUT = 2  # counts up whenever an older entry would be misread
 _BATCH_BYTES = 32 * 2**20
 _BATCH_ROWS = 1024
 _SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"})
-_MAPPED_FILES = 256  # each holds a file descriptor, of which a process commonly has 1,024
+_LOOKED_AT = 1000
 
 
 class Rows(NamedTuple):
@@ -46,6 +48,9 @@ class Rows(NamedTuple):
         labels: [n], -1: none.
         outside: the rows that name a file instead of holding it, ascending.
         paths: the names of those files, relative to the folder of the Parquet file.
+        label: the name of the label column; "": none.
+        kind: what the labels are, as `Classes.kind`.
+        notes: what was chosen among several columns, and what was not taken.
     """
 
     offsets: NDArray[np.int64]
@@ -54,6 +59,9 @@ class Rows(NamedTuple):
     outside: NDArray[np.int64]
     paths: Strings
     fingerprint: str
+    label: str
+    kind: str
+    notes: tuple[str, ...]
 
 
 class ParquetSource:
@@ -75,16 +83,21 @@ class ParquetSource:
         """The encoded image file; b"" if the row has none."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        begin, end = self.rows.offsets[index], self.rows.offsets[index + 1]
-        return _map_file(self.images_at)[begin:end].tobytes() if end > begin else self._read_outside(index)
+        begin, end = int(self.rows.offsets[index]), int(self.rows.offsets[index + 1])
+        if end == begin:
+            return self._read_outside(index)
+        try:
+            return read_part(self.images_at, begin, end)
+        except FileNotFoundError as error:
+            raise RunError(
+                f"{self.images_at}: was removed while it was in use (the cache was emptied, or {self.path} changed)"
+            ) from error
 
     def _read_outside(self, index: int) -> bytes:
         place = int(np.searchsorted(self.rows.outside, index))
         if place == len(self.rows.outside) or self.rows.outside[place] != index:
             return b""
-        return Path(
-            os.fsdecode(os.path.join(os.fsencode(Path(self.path).parent), self.rows.paths[place]))
-        ).read_bytes()
+        return read_file(os.path.join(os.fsencode(Path(self.path).parent), self.rows.paths[place]))
 
     def name(self, index: int) -> str:
         """File and row, for people."""
@@ -92,11 +105,6 @@ class ParquetSource:
 
     def __reduce__(self) -> tuple[object, ...]:
         return _reopen, (self.path, self.images_at, self.rows_at)
-
-
-@lru_cache(_MAPPED_FILES)
-def _map_file(path: Path) -> NDArray[np.uint8]:
-    return np.asarray(np.memmap(path, np.uint8, "r"))
 
 
 def _reopen(path: str, images_at: Path, rows_at: Path) -> ParquetSource:
@@ -108,18 +116,21 @@ def _reopen(path: str, images_at: Path, rows_at: Path) -> ParquetSource:
 
 
 def open_parquet(path: Path) -> ParquetSource:
-    """The images of one Parquet file, as a struct with `bytes` (and `path`) or as binary values.
+    """The images of one Parquet file, as a struct with `bytes` (and `path`), as binary values or as paths.
 
-    Classes come from the Hugging Face metadata where it has them, otherwise they are the values as text.
+    Which columns are read, and which values are classes, is written in `columns`.
 
     Raises:
-        InputError: the file is damaged or no Parquet, has no rows or no image column, its labels do not fit
-            its class names, or the disk of the cache is too small.
+        InputError: the file is damaged or no Parquet, has no image column, its labels do not fit its class names,
+            or the disk of the cache is too small.
+        RunError: the disk is full, or the process has too many files open.
     """
     try:
         status = path.stat()
     except OSError as error:
         raise InputError(path, f"cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(path, "is not a regular file")
     shelf = cache_folder() / f"parquet-{_LAYOUT}" / digest(os.path.realpath(path))
     images_at = shelf / f"{status.st_size}-{status.st_mtime_ns}.images"
     rows_at = images_at.with_suffix(".rows")
@@ -153,6 +164,9 @@ def _load(rows_at: Path, images_at: Path, *, check: bool = True) -> Rows | None:
         arrays["outside"],
         Strings(arrays["paths"], arrays["path_offsets"]),
         texts["fingerprint"],
+        texts["label"],
+        texts["kind"],
+        tuple(json.loads(texts["notes"])),
     )
 
 
@@ -167,15 +181,15 @@ def _alone(shelf: Path) -> Iterator[None]:
 
 
 def _extract(path: Path, images_at: Path, rows_at: Path, identity: str) -> None:
-    _map_file.cache_clear()
     for old in images_at.parent.glob("[!.]*"):  # of an earlier state of this file
         old.unlink(missing_ok=True)
     with _reading(path), pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
-        columns = _columns(file.schema_arrow, path)
+        columns = choose_columns(file.schema_arrow, path)
         _check_space(file.metadata, path, images_at.parent)
         with replacing(images_at, durable=False, remedy=REMEDY) as unfinished:
             table = _stream(columns, _batches(file, columns, path), unfinished)
-    labels, classes = table.labels.finish(columns.names, path)
+    _check_outside(table, path)
+    labels, classes, kind, note = table.labels.finish(columns, path)
     offsets = np.concatenate([[0], *table.lengths]).cumsum(dtype=np.int64)
     outside = Strings.of(table.paths)
     fingerprint = digest(identity, offsets, labels, outside.text, *classes)
@@ -188,7 +202,13 @@ def _extract(path: Path, images_at: Path, rows_at: Path, identity: str) -> None:
             "paths": outside.text,
             "path_offsets": outside.offsets,
         },
-        {"classes": json.dumps(classes), "fingerprint": fingerprint},
+        {
+            "classes": json.dumps(classes),
+            "fingerprint": fingerprint,
+            "label": columns.label or "",
+            "kind": kind,
+            "notes": json.dumps([*columns.notes, *([note] if note else [])]),
+        },
     )
 
 
@@ -196,81 +216,15 @@ def _extract(path: Path, images_at: Path, rows_at: Path, identity: str) -> None:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError, UnicodeError) as error:  # UnicodeError: names that are not text
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, LookupError, OverflowError) as error:
+        if isinstance(error, OSError) and is_exhaustion(error):
+            raise_exhausted(error)
         raise InputError(path, f"cannot be read as Parquet: {first_line(error)[:200]}") from error
 
 
-class _Columns(NamedTuple):
-    image: str
-    fields: tuple[str, ...]  # of the struct; none: plain binary values
-    label: str | None
-    names: tuple[str, ...] | None  # the classes that the metadata declares
-
-
-def _columns(schema: pa.Schema, path: Path) -> _Columns:
-    image = _image_column(schema)
-    if image is None:
-        found = ", ".join(f"{column.name} ({column.type})" for column in schema) or "none"
-        raise InputError(
-            path,
-            f"has no image column (columns: {found}): it takes a struct with `bytes`, or binary `image`",
-        )
-    kind = schema.field(image).type
-    fields = tuple(
-        name for name in ("bytes", "path") if pa.types.is_struct(kind) and kind.get_field_index(name) >= 0
-    )
-    declared = _declared_classes(schema)
-    label = (
-        "label"
-        if "label" in schema.names
-        else next((name for name in declared if name in schema.names), None)
-    )
-    if label is None or not _is_label(schema.field(label).type):
-        return _Columns(image, fields, None, None)
-    return _Columns(image, fields, label, declared.get(label))
-
-
-def _image_column(schema: pa.Schema) -> str | None:
-    for column in sorted(schema, key=lambda column: column.name != "image"):
-        if pa.types.is_struct(column.type):
-            place = column.type.get_field_index("bytes")
-            if place >= 0 and _is_binary(column.type.field(place).type):
-                return column.name
-        elif column.name == "image" and _is_binary(column.type):
-            return column.name
-    return None
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _is_label(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    tests: tuple[Callable[[pa.DataType], bool], ...] = (
-        pa.types.is_integer,
-        pa.types.is_boolean,
-        pa.types.is_string,
-        pa.types.is_large_string,
-    )
-    return any(test(kind) for test in tests)
-
-
-def _declared_classes(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {
-            name: tuple(str(value) for value in feature["names"])
-            for name, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and "names" in feature
-        }
-    except (KeyError, TypeError, AttributeError, ValueError):
-        return {}
-
-
 def _check_space(metadata: pq.FileMetaData, path: Path, folder: Path) -> None:
-    if not metadata.num_rows:
-        raise InputError(path, "holds no rows: give a file with images")
     groups = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
     free = shutil.disk_usage(folder).free
     if sum(groups) > free:
@@ -281,54 +235,16 @@ def _check_space(metadata: pq.FileMetaData, path: Path, folder: Path) -> None:
 
 
 @dataclass
-class _Labels:
-    """Collects a label column batch by batch."""
-
-    numbers: list[NDArray[np.int64]] = field(default_factory=list)
-    texts: dict[str, int] = field(default_factory=dict)
-
-    def add(self, column: pa.Array) -> None:
-        """Take a batch; null is -1."""
-        if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
-        if pa.types.is_integer(column.type):
-            filled = pc.fill_null(column.cast(pa.int64()), -1)
-            self.numbers.append(filled.to_numpy(zero_copy_only=False))
-            return
-        values = [None if value is None else str(value) for value in column.to_pylist()]
-        codes = [-1 if value is None else self.texts.setdefault(value, len(self.texts)) for value in values]
-        self.numbers.append(np.array(codes, np.int64))
-
-    def finish(self, names: tuple[str, ...] | None, path: Path) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-        """Labels from 0, and the classes' names."""
-        labels = np.concatenate(self.numbers) if self.numbers else np.empty(0, np.int64)
-        if self.texts:
-            # Classes are sorted, so that two files of one data set agree.
-            classes = list(names) if names and set(self.texts) <= set(names) else sorted(self.texts)
-            place = {name: number for number, name in enumerate(classes)}
-            return renumbered(labels, [place[text] for text in self.texts]), tuple(classes)
-        if names is not None:
-            if labels.size and labels.max() >= len(names):
-                raise InputError(
-                    path,
-                    f"has the label {labels.max()} but declares {len(names)} classes: correct its metadata",
-                )
-            return np.maximum(labels, -1), names
-        known = np.unique(labels[labels >= 0])
-        return np.where(labels >= 0, np.searchsorted(known, labels), -1), tuple(str(value) for value in known)
-
-
-@dataclass
 class _Streamed:
     """What a file held beside its images."""
 
     lengths: list[NDArray[np.int64]] = field(default_factory=list)
-    labels: _Labels = field(default_factory=_Labels)
+    labels: Labels = field(default_factory=Labels)
     outside: list[int] = field(default_factory=list)
     paths: list[bytes] = field(default_factory=list)
 
 
-def _stream(columns: _Columns, batches: Iterator[pa.RecordBatch], target: Path) -> _Streamed:
+def _stream(columns: Columns, batches: Iterator[pa.RecordBatch], target: Path) -> _Streamed:
     seen = _Streamed()
     row = 0
     with target.open("wb") as output:
@@ -339,16 +255,16 @@ def _stream(columns: _Columns, batches: Iterator[pa.RecordBatch], target: Path) 
             seen.lengths.append(lengths)
             if path is not None and not lengths.all():
                 _note_outside(path, np.flatnonzero(lengths == 0), row, seen)
-            if columns.label:
+            if columns.label is not None:
                 seen.labels.add(batch.column(columns.label))
             row += len(lengths)
     return seen
 
 
-def _batches(file: pq.ParquetFile, columns: _Columns, path: Path) -> Iterator[pa.RecordBatch]:
+def _batches(file: pq.ParquetFile, columns: Columns, path: Path) -> Iterator[pa.RecordBatch]:
     """Small record batches, row group by row group: memory is bounded by a batch and a page of the file."""
     wanted = [f"{columns.image}.{name}" for name in columns.fields] or [columns.image]
-    wanted += [columns.label] if columns.label else []
+    wanted += [] if columns.label is None else [columns.label]
     for group in range(file.metadata.num_row_groups):
         about = file.metadata.row_group(group)
         per_row = max(1, about.total_byte_size // max(1, about.num_rows))
@@ -357,17 +273,21 @@ def _batches(file: pq.ParquetFile, columns: _Columns, path: Path) -> Iterator[pa
             yield from file.iter_batches(rows, row_groups=[group], columns=wanted, use_threads=False)
 
 
-def _image_fields(image: pa.Array, columns: _Columns) -> tuple[pa.Array, pa.Array | None]:
+def _image_fields(image: pa.Array, columns: Columns) -> tuple[pa.Array, pa.Array | None]:
+    """The encoded images and, where there are any, the paths."""
+    image = stored(image)
+    if columns.is_path:
+        return pa.nulls(len(image), pa.large_binary()), image
     if not columns.fields:
         return image, None
     values = image.flatten()  # a null struct makes its fields null
-    encoded = values[image.type.get_field_index("bytes")]
-    return encoded, values[image.type.get_field_index("path")] if "path" in columns.fields else None
+    fields = {name: values[image.type.get_field_index(name)] for name in columns.fields}
+    return fields.get("bytes", pa.nulls(len(image), pa.large_binary())), fields.get("path")
 
 
 def _payload(encoded: pa.Array) -> tuple[memoryview, NDArray[np.int64]]:
     """The values as they lie one after the other, and the length of each; null is empty."""
-    encoded = encoded.cast(pa.large_binary())
+    encoded = as_bytes(encoded)
     if encoded.null_count:
         encoded = pc.fill_null(encoded, pa.scalar(b"", pa.large_binary()))
     _, offsets, data = encoded.buffers()
@@ -376,31 +296,96 @@ def _payload(encoded: pa.Array) -> tuple[memoryview, NDArray[np.int64]]:
 
 
 def _note_outside(paths: pa.Array, rows: NDArray[np.int64], first: int, seen: _Streamed) -> None:
+    paths = as_bytes(paths)
     for row in rows.tolist():
         path = paths[row].as_py()
-        if path and "\0" not in path:
+        if path and b"\0" not in path:
             seen.outside.append(first + row)
-            seen.paths.append(os.fsencode(path))
+            seen.paths.append(path)
+
+
+def _check_outside(table: _Streamed, path: Path) -> None:
+    """Refuse a file that holds no image itself, and names none that exists."""
+    if not table.paths or any(lengths.any() for lengths in table.lengths):
+        return
+    folder = os.fsencode(path.parent)
+    looked_at = table.paths[:_LOOKED_AT]
+    if not any(os.path.isfile(os.path.join(folder, name)) for name in looked_at):  # noqa: PTH113
+        first = looked_at[0].decode("utf-8", "backslashreplace")
+        remedy = "relative paths start from the folder of the Parquet file"
+        raise InputError(path, f"none of the files that its rows name exists, the first {first}: {remedy}")
 
 
 def _open(spec: str, path: Path) -> Concatenation | None:
     """All files of a folder, of a pattern, or one; None if there are none."""
+    notes: list[str] = []
     if path.is_dir():
-        files = _files_of_one_split(path)
+        files = _files_of_one_split(path, notes)
     elif path.exists():
         files = [path]
     else:
         files = [Path(found) for found in glob(str(path), recursive=True)]  # noqa: PTH207
+    if not files:
+        return None
+    opened = [open_parquet(file) for file in sorted(files)]
+    sources = [source for source in opened if len(source)]
+    if not sources:
+        raise InputError(spec, "holds no rows: give a file with images")
+    if len(sources) < len(opened):
+        notes.append(f"left out {counted(len(opened) - len(sources), 'file')} without rows")
+    _check_kinds(sources, spec)
     # A concatenation even of one file: it leaves a single class out.
-    return Concatenation(tuple(map(open_parquet, sorted(files)))) if files else None
+    joined = Concatenation(tuple(sources))
+    notes += _summed_notes(sources)
+    if joined.labels is None:
+        notes += _why_unlabeled(sources)
+    joined.notes = tuple(f"{spec}: {note}" for note in notes)
+    return joined
 
 
-def _files_of_one_split(folder: Path) -> list[Path]:
+def _summed_notes(sources: Sequence[ParquetSource]) -> Iterator[str]:
+    times = Counter(note for source in sources for note in source.rows.notes)
+    for note, count in times.items():
+        yield note if count == len(sources) else f"{note} (in {count} of {len(sources)} files)"
+
+
+def _why_unlabeled(sources: Sequence[ParquetSource]) -> Iterator[str]:
+    names = dict.fromkeys(source.rows.label for source in sources if source.rows.label)
+    classes = list(dict.fromkeys(name for source in sources for name in source.classes))
+    if names and not any(source.rows.kind == REFUSED for source in sources):
+        held = f"a single class ({classes[0]})" if classes else "no value"
+        yield f"the column `{', '.join(names)}` is not taken as labels: it holds {held}"
+
+
+def _check_kinds(sources: Sequence[ParquetSource], spec: str) -> None:
+    """Classes are joined by name, so numbers in one file and texts in another have to be the same names."""
+    first: dict[str, ParquetSource] = {}
+    for source in sources:
+        if source.rows.kind not in ("", REFUSED):
+            first.setdefault(source.rows.kind, source)
+    for kind, other in list(first.items())[1:]:
+        expected, one = next(iter(first.items()))
+        if not set(other.classes) & set(one.classes):
+            raise InputError(
+                spec,
+                f"the labels are {expected} in {Path(one.path).name} ({listed(one.classes)}) and {kind} in "
+                f"{Path(other.path).name} ({listed(other.classes)}): write them alike",
+            )
+
+
+def _files_of_one_split(folder: Path, notes: list[str]) -> list[Path]:
+    failures: list[OSError] = []
     files = [
-        file
-        for file in folder.rglob("*.parquet")
-        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        Path(root, name)
+        for root, _, names in os.walk(folder, onerror=failures.append)
+        for name in names
+        if name.lower().endswith(".parquet")
+        and not any(part.startswith(".") for part in Path(root, name).relative_to(folder).parts)
     ]
+    if any(map(is_exhaustion, failures)):
+        raise_exhausted(failures[0])
+    if failures and files:
+        notes.append(f"left out {counted(len(failures), 'folder')} that cannot be listed")
     splits = {split for file in files if (split := re.split(r"[-_.]", file.name)[0].lower()) in _SPLITS}
     if len(splits) > 1:
         remedy = f"holds several splits ({', '.join(sorted(splits))}): name one, as {folder}/{min(splits)}*.parquet"

@@ -6,7 +6,7 @@ from glob import has_magic
 from pathlib import Path
 
 from tinyseed.data.base import Concatenation, Source, SourceFormat
-from tinyseed.data.folder import EXTENSIONS, FOLDER, LIST
+from tinyseed.data.folder import EXTENSIONS, FOLDER, LIST, notes_on
 from tinyseed.data.named import TORCHVISION
 from tinyseed.data.parquet import PARQUET
 from tinyseed.errors import InputError
@@ -50,7 +50,8 @@ def _open_one(spec: str) -> Source:
 
 def _why_not(spec: str, path: Path) -> str:
     if path.is_dir():
-        return f"holds no images ({', '.join(EXTENSIONS)}; no *.parquet either)"
+        found = "".join(f"; {note}" for note in notes_on(path))
+        return f"holds no images ({', '.join(EXTENSIONS)}; no *.parquet either){found}"
     if _PLANNED.search(spec):
         return "is of a kind that is not supported yet"
     if path.exists():

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tinyseed.data.base import Source
+from tinyseed.data.base import Source, notes_of
 from tinyseed.data.loader import BadRecord, evaluation_batches
 from tinyseed.data.readers import BandReader, Reader, reader_for
 from tinyseed.data.sources import open_source
@@ -38,6 +38,11 @@ class RunData:
     held_out: NDArray[np.int64]
     bank: NDArray[np.int64]
     reader: Reader
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the sources have to say, for the user."""
+        return tuple(dict.fromkeys((*notes_of(self.source), *notes_of(self.held_out_source))))
 
 
 def open_data(settings: TrainSettings) -> RunData:

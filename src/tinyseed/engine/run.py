@@ -304,6 +304,8 @@ def open_run(settings: TrainSettings, folder: RunFolder, *, quiet: bool) -> Iter
     learner = build_learner(settings, method, plan, runtime)
     with Progress(quiet=quiet or not runtime.is_main) as progress:
         progress.say(f"{spec.label}: {settings.networks}")
+        for note in data.notes:
+            progress.say(note)
         progress.begin("step")
         quarantine = Quarantine(folder, len(data.training), runtime.group.size)
         run = Run(

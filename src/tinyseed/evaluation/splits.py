@@ -6,16 +6,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tinyseed.data.base import Source
+from tinyseed.data.base import Source, listed, notes_of
 from tinyseed.data.labels import align_labels
 from tinyseed.data.sources import open_source
 from tinyseed.data.split import sample
 from tinyseed.errors import InputError, argument
 from tinyseed.files import digest
+from tinyseed.progress import Progress
 from tinyseed.settings.evaluation import EvaluationSettings
 from tinyseed.shapes import Indices
-
-_MOST_NAMES = 5
 
 
 @dataclass(frozen=True)
@@ -81,14 +80,21 @@ def open_splits(settings: EvaluationSettings) -> Splits:
     """Open both data sets and match their labels.
 
     Raises:
-        InputError: a path is wrong, labels are missing, or there is a single class.
+        InputError: a path is wrong, labels are missing, the splits have no class in common, or there is a single class.
     """
     sources = {
         "train_data": _labeled_source(settings.train_data, "train_data"),
         "test_data": _labeled_source(settings.test_data, "test_data"),
     }
-    classes = sources["train_data"].classes
-    splits, notes = {}, []
+    classes, tested = sources["train_data"].classes, sources["test_data"].classes
+    if not set(classes) & set(tested):
+        remedy = (
+            f"none of its classes ({listed(tested)}) is a class of `train_data` ({listed(classes)}), and classes are "
+            "matched by name: label both alike"
+        )
+        raise InputError(" ".join(settings.test_data), remedy, argument="test_data")
+    notes = list(dict.fromkeys(note for source in sources.values() for note in notes_of(source)))
+    splits = {}
     for name, source in sources.items():
         splits[name], unlabeled = _split(source, classes, settings)
         if unlabeled:
@@ -100,16 +106,20 @@ def open_splits(settings: EvaluationSettings) -> Splits:
     train, test = splits.values()
     if len(np.unique(train.labels)) < 2:
         raise InputError("a single class", "give images of at least two classes", argument="train_data")
-    notes += _absent_classes(train, test, (*classes, *sources["test_data"].classes))
+    notes += _absent_classes(train, test, (*classes, *tested))
     return Splits(train, test, classes, train.fingerprint == test.fingerprint, tuple(notes))
 
 
 def _labeled_source(specs: tuple[str, ...], name: str) -> Source:
     with argument(name, data=name):
         source = open_source(specs)
+    notes = notes_of(source)
     if source.labels is None:
-        remedy = "has no labels; give sub-folders named by class, or a label column"
+        found = "".join(f" ({note})" for note in notes)
+        remedy = f"has no labels{found}; give sub-folders named by class, or a label column"
         raise InputError(" ".join(specs), remedy, argument=name)
+    for note in notes:
+        Progress().say(note)
     return source
 
 
@@ -131,17 +141,12 @@ def _absent_classes(train: Split, test: Split, names: tuple[str, ...]) -> list[s
     unknown = sorted(tested - trained)
     if unknown:
         images = int(np.isin(test.labels, unknown).sum())
-        listed = _listed([names[number] for number in unknown])
+        names_of = listed([names[number] for number in unknown])
         notes.append(
-            f"{images:,} test images are of classes without a training image ({listed}) and count as wrong"
+            f"{images:,} test images are of classes without a training image ({names_of}) and count as wrong"
         )
     untested = sorted(trained - tested)
     if untested:
-        listed = _listed([names[number] for number in untested])
-        notes.append(f"{len(untested)} of {len(trained)} classes have no test image ({listed})")
+        names_of = listed([names[number] for number in untested])
+        notes.append(f"{len(untested)} of {len(trained)} classes have no test image ({names_of})")
     return notes
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:_MOST_NAMES])
-    return shown if len(names) <= _MOST_NAMES else f"{shown}, and {len(names) - _MOST_NAMES} more"
