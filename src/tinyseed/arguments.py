@@ -18,6 +18,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from tinyseed.errors import MISSING, InputError, references_as
 from tinyseed.settings.base import aliases, flag
+from tinyseed.text import one_line
 
 Settings = TypeVar("Settings")
 
@@ -36,11 +37,11 @@ def with_flags(error: BaseException) -> str:
     '--teacher-arch: a.pth: give --weights too'
     """
     if not isinstance(error, InputError):
-        return references_as(str(error), flag)
+        return one_line(references_as(str(error), flag))
     parts = [str(error.value), references_as(error.remedy, flag)]
     if error.argument is not None:
         parts.insert(0, error.argument if isinstance(error, UsageError) else flag(error.argument))
-    return " ".join(": ".join(parts).split())
+    return one_line(": ".join(parts))
 
 
 class _Parser(argparse.ArgumentParser):

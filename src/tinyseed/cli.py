@@ -3,7 +3,7 @@
 Exit codes: 0 done; 1 the run failed; 2 a wrong argument or input, in one line; 130 and 143 stopped after saving.
 """
 
-import json
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tinyseed.arguments import UsageError, parse, value_of, with_flags
 from tinyseed.errors import InputError, RunError, references_as
+from tinyseed.files import json_text
 from tinyseed.settings.base import flag
 from tinyseed.signals import Stopped
+from tinyseed.text import one_line, shown
 
 if TYPE_CHECKING:
     from tinyseed.methods.base import MethodSpec
@@ -34,6 +36,9 @@ class Verb:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):  # a terminal of another encoding shows escapes
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(run(arguments))
     except InputError as error:
@@ -44,6 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(141)
     except (RunError, OSError) as error:  # OSError: a full disk, a folder without permission, a vanished file
         _say(f"error: {with_flags(error)}")
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        _say("error: memory is full; give a smaller `batch_size` or model, or fewer `workers`")
         sys.exit(1)
     except Stopped as stopped:
         _say(with_flags(stopped))
@@ -121,7 +131,8 @@ def _train(spec: "MethodSpec", rest: Sequence[str], example: str) -> int:
     from tinyseed.engine.train import train
 
     train(settings)
-    print(f"{settings.out / spec.model_file}\n{settings.out / 'report.html'}")
+    _show(settings.out / spec.model_file)
+    _show(settings.out / "report.html")
     return 0
 
 
@@ -140,13 +151,13 @@ def _evaluate(rest: Sequence[str]) -> int:
             if getattr(settings, "export_detectron2", None) is not None:
                 from tinyseed import api
 
-                print(api.export_detectron2(settings.model, settings.export_detectron2))
+                _show(api.export_detectron2(settings.model, settings.export_detectron2))
                 return 0
             from tinyseed.evaluation.report import table
             from tinyseed.evaluation.run import evaluate
 
             report = evaluate(spec, settings)
-            print(references_as((spec.table or table)(report), flag))
+            _show(references_as((spec.table or table)(report), flag))
             return 0
     raise AssertionError
 
@@ -178,7 +189,7 @@ def _teachers(rest: Sequence[str]) -> int:
             command, about = "tinyseed teachers FILE", "Show what a file, folder, URL or model name is."
             settings = parse(TeachersSettings, flags, command=command, example=example, about=about)
             described = _named("FILE", lambda: describe(spec, settings))
-            print(json.dumps(described.as_json(), indent=2) if settings.json else table(described))
+            _show(json_text(described.as_json(), indent=2) if settings.json else table(described))
             return 0
         case [typed, *_]:
             raise UsageError("given", f"the file comes first: {example} {typed}", argument=typed)
@@ -207,8 +218,18 @@ def _named(positional: str, call: Callable[[], Result]) -> Result:
         raise UsageError(error.value, error.remedy, argument=positional) from error
 
 
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether an error of NumPy or torch says that memory is full."""
+    signs = ("allocate memory", "out of memory", "Storage size calculation overflowed", "bad_alloc")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
+
+
+def _show(result: object) -> None:
+    print(shown(str(result), keep="\n"))
+
+
 def _say(line: str) -> None:
-    print(f"tinyseed: {line}", file=sys.stderr)
+    print(f"tinyseed: {one_line(line)}", file=sys.stderr)
 
 
 VERBS = {

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tinyseed.assets import CLOTHING_TEACHER, clothing
@@ -36,6 +37,7 @@ from tinyseed.picture import Neighbor, Query, draw_neighbors
 from tinyseed.progress import duration
 from tinyseed.settings.demo import DemoSettings
 from tinyseed.settings.train import TrainSettings
+from tinyseed.text import shown
 
 TEACHER = "tinyseed/clothing-resnet18"
 STUDENT = "mobilenetv3_small_050"
@@ -75,7 +77,9 @@ def demo(settings: DemoSettings) -> list[Row]:
     settings.check()
     console, began = Console(highlight=False), time.monotonic()
     for number, (title, run) in enumerate(stages(settings), start=1):
-        console.print(f"[bold]{number}/2[/bold]  {title}  [dim]→ {run.out}[/dim]", soft_wrap=True)
+        console.print(
+            f"[bold]{number}/2[/bold]  {title}  [dim]→ {escape(shown(str(run.out)))}[/dim]", soft_wrap=True
+        )
         train_unless_done(run, console)
     models = {name: look(encoder) for name, encoder in encoders(settings).items()}
     rows = [measure(name, seen, models["teacher"], settings) for name, seen in models.items()]
@@ -84,7 +88,8 @@ def demo(settings: DemoSettings) -> list[Row]:
     write_text(settings.out / "table.json", json.dumps(table, indent=2) + "\n")
     show(console, rows, images=len(models["teacher"].test.labels))
     took = duration(time.monotonic() - began)
-    console.print(f"picture {picture}   reports {settings.out}/*/report.html   {took}", soft_wrap=True)
+    done = f"picture {picture}   reports {settings.out}/*/report.html   {took}"
+    console.print(shown(done), markup=False, soft_wrap=True)
     return rows
 
 
@@ -120,7 +125,7 @@ def train_unless_done(run: TrainSettings, console: Console) -> None:
     """Reuse a run that an earlier demo finished, resume one that it began."""
     folder = RunFolder(run.out)
     if folder.summary.exists():
-        console.print(f"     finished before: {run.out}")
+        console.print(f"     finished before: {shown(str(run.out))}", markup=False)
         return
     train(run.replaced(resume=folder.config.exists()))
 

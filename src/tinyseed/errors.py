@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from tinyseed.text import one_line
+
 MISSING = "missing"
 """The value of an argument that was not given."""
 
@@ -37,9 +39,9 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         if self.argument is None:
-            return _one_line(f"{self.value}: {self.remedy}")
+            return one_line(f"{self.value}: {self.remedy}")
         between = ": " if self.value is MISSING else "="  # a folder may be called "missing"
-        return _one_line(f"{self.argument}{between}{self.value}: {self.remedy}")
+        return one_line(f"{self.argument}{between}{self.value}: {self.remedy}")
 
     def rename(self, name: str | None, renamed: Mapping[str, str]) -> None:
         """Name the argument as a caller calls it; see `argument`."""
@@ -49,6 +51,9 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """The run failed for a reason other than its arguments (NaN loss, full disk). Exit code 1."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 @contextmanager
@@ -83,7 +88,3 @@ def references_as(text: str, write: Callable[[str], str]) -> str:
 def first_line(error: BaseException) -> str:
     """The message of an error in one line; its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

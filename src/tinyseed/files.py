@@ -3,6 +3,7 @@
 import atexit
 import errno
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from tinyseed.errors import InputError, RunError, first_line
+from tinyseed.text import visible, without_secrets
 
 
 @contextmanager
@@ -79,12 +81,36 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object atomically, indented.
+    """Write a JSON object atomically, indented; see `json_text`.
 
     Raises:
         RunError: it could not be written; a former file is intact.
     """
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(content, indent=2) + "\n")
+
+
+def json_text(content: object, indent: int | None = None) -> str:
+    r"""JSON without secrets of URLs; what cannot be seen is escaped, and a number that is not finite is null.
+
+    >>> json_text({"name": "é\u202e", "loss": math.nan, "from": ("https://me:secret@host/a",)})
+    '{"name": "é\\u202e", "loss": null, "from": ["https://host/a"]}'
+    """
+    text = json.dumps(_plain(content), indent=indent, ensure_ascii=False)
+    return visible(text, keep="\n", escaped=lambda character: json.dumps(character)[1:-1])
+
+
+def _plain(content: object) -> object:
+    match content:
+        case str():
+            return without_secrets(content)
+        case float() if not math.isfinite(content):
+            return None
+        case Mapping():
+            return {_plain(name): _plain(value) for name, value in content.items()}
+        case list() | tuple():
+            return [_plain(value) for value in content]
+        case _:
+            return content
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
+from tinyseed.text import shown
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
@@ -46,7 +48,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
-        self.console.print(line, markup=False, soft_wrap=True)
+        self.console.print(shown(line), markup=False, soft_wrap=True)
 
     def begin(self, title: str) -> None:
         """Name the phase that follows; its time counts from here."""
@@ -78,7 +80,7 @@ class Progress:
         if self.live:
             if self._task is None:
                 self._task = self._bar.add_task("", total=total)
-            self._bar.update(self._task, completed=done, total=total, description=line.strip())
+            self._bar.update(self._task, completed=done, total=total, description=shown(line.strip()))
         else:
             self.say(line.strip())
 

@@ -93,8 +93,8 @@ def page(report: DetectReport, settings: DetectSettings) -> str:
         [result.start, result.backbone, *scores, _loss(result), f"{result.seconds / 60:.1f}"]
         for result, scores in zip(report.results, cells, strict=True)
     ]
-    lines = ["# Detection", "", f"{_summary(report)}.", "", *_markdown((head, rows))]
-    lines += ["", "Box AP by class:", "", *_markdown(_by_class(report))]
+    lines = ["# Detection", "", f"{_summary(report)}.", "", *markdown_table((head, rows))]
+    lines += ["", "Box AP by class:", "", *markdown_table(_by_class(report))]
     return "\n".join([*lines, *footer(report, settings)])
 
 
@@ -127,10 +127,3 @@ def _by_class(report: DetectReport) -> Table:
             [name, *("not in the test images" if value is None else f"{value:.1f}" for value in values)]
         )
     return ["class", *(result.start for result in report.results)], rows
-
-
-def _markdown(table: Table) -> list[str]:
-    head, rows = (
-        [[cell.replace("|", "\\|") for cell in row] for row in part] for part in ([table[0]], table[1])
-    )
-    return markdown_table((head[0], rows))

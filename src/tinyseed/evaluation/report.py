@@ -13,6 +13,7 @@ from tinyseed.evaluation.base import EvaluationSpec, Metrics
 from tinyseed.files import write_json, write_text
 from tinyseed.settings.base import aliases, flag
 from tinyseed.settings.evaluation import EvaluationSettings
+from tinyseed.text import shown, visible
 
 HEADINGS = {
     "top1": "top-1 %",
@@ -82,7 +83,7 @@ def write_report(
     text = (spec.page or page)(report, settings)
     pages = dict.fromkeys((f"evaluate-{spec.name}.md", *spec.page_names), text.rstrip() + "\n")
     for name, content in {**pages, **files}.items():
-        write_text(folder / name, content)
+        write_text(folder / name, shown(content, keep="\n"))
 
 
 def show(spec: EvaluationSpec, report: Report) -> str:
@@ -93,7 +94,7 @@ def show(spec: EvaluationSpec, report: Report) -> str:
 def table(report: Report) -> str:
     """All metrics as a table for a terminal."""
     images = f"{report.test_images:,} test images, {report.train_images:,} training images"
-    head = f"{report.model}: {report.evaluation}, {images}, {report.image_size} px"
+    head = f"{visible(report.model)}: {report.evaluation}, {images}, {report.image_size} px"
     return "\n".join(
         [head, *text_table(metrics_table(report.results)), *(f"  {note}" for note in report.notes)]
     )
@@ -104,7 +105,7 @@ def page(report: Report, settings: EvaluationSettings) -> str:
     head = f"{images_of(report)}, {report.image_size} px, {report.seconds:,.0f} s."
     metrics = markdown_table(metrics_table(report.results))
     return "\n".join(
-        [f"# {report.evaluation}: {report.model}", "", head, "", *metrics, *footer(report, settings)]
+        [f"# {report.evaluation}: {visible(report.model)}", "", head, "", *metrics, *footer(report, settings)]
     )
 
 
@@ -168,7 +169,7 @@ def _cell(row: Metrics, name: str) -> str:
 
 def text_table(table: Table) -> list[str]:
     """Lines for a terminal, with each column as wide as it needs to be."""
-    rows = [table[0], *table[1]]
+    rows = [[visible(cell) for cell in row] for row in (table[0], *table[1])]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  " + "   ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
@@ -177,5 +178,10 @@ def text_table(table: Table) -> list[str]:
 
 def markdown_table(table: Table) -> list[str]:
     """Lines of a Markdown table."""
-    head, cells = table
-    return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *cells]]
+    head, cells = ([[_in_markdown(cell) for cell in row] for row in part] for part in ([table[0]], table[1]))
+    return [f"| {' | '.join(row)} |" for row in [*head, ["---"] * len(table[0]), *cells]]
+
+
+def _in_markdown(cell: str) -> str:
+    """A cell that stays one: a class may be called `a|b`, or have a name that is a line of HTML."""
+    return visible(cell).replace("|", "\\|").replace("<", "&lt;")

@@ -6,9 +6,10 @@ Colors and type come from the page's style sheet by class name, so that a chart 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import accumulate, pairwise
 from typing import Literal
+
+from tinyseed.text import in_html
 
 Point = tuple[float, float]
 Role = Literal["student", "teacher", "untrained", "raw"]
@@ -179,19 +180,19 @@ def line_chart(
 
 
 def _svg(kind: str, height: float, spoken: str, parts: Sequence[str]) -> str:
-    frame = f'class="{kind}" viewBox="0 0 {WIDTH:g} {height:g}" role="img" aria-label="{escape(spoken, quote=True)}"'
+    frame = f'class="{kind}" viewBox="0 0 {WIDTH:g} {height:g}" role="img" aria-label="{in_html(spoken)}"'
     return f"<svg {frame}>{''.join(parts)}</svg>"
 
 
 def _text(kind: str, x: float, y: float, text: str, anchor: str = "start") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{in_html(text)}</text>'
 
 
 def legend(series: Sequence[Series], y_format: Format = plain) -> str:
     """The names of the lines, each with its last value, as HTML."""
     entries = [
-        f'<li class="{line.role}"><span class="swatch"></span>{escape(line.name)} '
-        f"<b>{escape(y_format(line.points[-1][1]))}</b></li>"
+        f'<li class="{line.role}"><span class="swatch"></span>{in_html(line.name)} '
+        f"<b>{in_html(y_format(line.points[-1][1]))}</b></li>"
         for line in series
         if line.points and line.role != "raw"
     ]
@@ -282,7 +283,7 @@ def _hovers(series: Sequence[Series], across: Scale, up: Scale, y_format: Format
             for line, value in here
         )
         parts.append(
-            f'<g class="hover"><title>{escape(chr(10).join(lines))}</title>'
+            f'<g class="hover"><title>{chr(10).join(map(in_html, lines))}</title>'
             f'<rect x="{left:.1f}" y="{up.end:g}" width="{max(right - left, 0.1):.1f}" height="{up.start - up.end:g}"/>'
             f'<path d="M{across(x):.1f} {up.end:g}V{up.start:g}"/>{"".join(dots)}</g>'
         )

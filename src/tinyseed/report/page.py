@@ -7,7 +7,6 @@ Everything that comes from a file is escaped.
 import json
 import re
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from tinyseed.errors import InputError
@@ -17,6 +16,7 @@ from tinyseed.report.curves import Curves, curves
 from tinyseed.report.files import Record, RunFiles, read_run
 from tinyseed.report.style import MARK, STYLE
 from tinyseed.report.verdict import Outcome, outcome, verdict, warnings
+from tinyseed.text import in_html, without_secrets
 
 MOST_LISTED = 50
 """Number of unreadable images shown; quarantine.jsonl has all of them."""
@@ -62,9 +62,9 @@ def render(files: RunFiles, name: str) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)} · tinyseed</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{in_html(title)} · tinyseed</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(section for section in sections if section)
-        + f"\n<footer>Written by tinyseed from the files of {escape(name)}.</footer>\n</main>\n</body>\n</html>\n"
+        + f"\n<footer>Written by tinyseed from the files of {in_html(name)}.</footer>\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -77,7 +77,7 @@ def _title(config: Record, name: str) -> str:
 
 def _short(model: object) -> str:
     """A model's name, or the last two parts of its path."""
-    return "/".join(Path(str(model)).parts[-2:])
+    return "/".join(Path(without_secrets(str(model))).parts[-2:])
 
 
 def _header(title: str, files: RunFiles, found: Outcome, name: str) -> str:
@@ -90,8 +90,8 @@ def _header(title: str, files: RunFiles, found: Outcome, name: str) -> str:
         "" if found.minutes is None else duration(found.minutes),
         "" if found.finished else "not finished",
     ]
-    about = " · ".join(escape(fact) for fact in facts if fact)
-    return f'<header>{MARK}<div><h1>{escape(title)}</h1><p class="about">{about}</p></div></header>'
+    about = " · ".join(in_html(fact) for fact in facts if fact)
+    return f'<header>{MARK}<div><h1>{in_html(title)}</h1><p class="about">{about}</p></div></header>'
 
 
 def duration(minutes: float) -> str:
@@ -110,13 +110,13 @@ def _verdict(files: RunFiles, found: Outcome) -> str:
     answer = verdict(found)
     items = "".join(f"<li>{_prose(warning)}</li>" for warning in warnings(files, found))
     listed = f'<ul class="warnings">{items}</ul>' if items else ""
-    sentence = f"<strong>{escape(answer.word)}</strong><p>{_prose(answer.sentence)}</p>"
+    sentence = f"<strong>{in_html(answer.word)}</strong><p>{_prose(answer.sentence)}</p>"
     return f'<section class="verdict {answer.level}">{sentence}</section>{listed}'
 
 
 def _prose(text: str) -> str:
     """Escaped text in which flags and "k-NN" are not wrapped at their hyphens."""
-    return re.sub(r"--[a-z-]+|k-NN", r'<span class="whole">\g<0></span>', escape(text))
+    return re.sub(r"--[a-z-]+|k-NN", r'<span class="whole">\g<0></span>', in_html(text))
 
 
 def _overview(found: Outcome) -> str:
@@ -138,7 +138,7 @@ def _bars(found: Outcome) -> str:
         ("before training", trained, "teacher"), figures, ("untrained", "student", "teacher"), strict=True
     )
     bars = [Bar(name, value, role) for name, value, role in named if value is not None]
-    return f"<h3>{escape(title)}</h3>{bar_chart(title, bars)}" if bars else ""
+    return f"<h3>{in_html(title)}</h3>{bar_chart(title, bars)}" if bars else ""
 
 
 def _tiles(found: Outcome) -> str:
@@ -164,7 +164,7 @@ def _tiles(found: Outcome) -> str:
         ("unreadable images", f"{found.unreadable:,}" if found.unreadable else "", "listed below"),
     )
     entries = [
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(more)}</small></dd></div>"
+        f"<div><dt>{in_html(name)}</dt><dd>{in_html(value)}<small>{in_html(more)}</small></dd></div>"
         for name, value, more in tiles
         if value
     ]
@@ -199,7 +199,7 @@ def _figure(chart: Curves) -> str:
     )
     if not drawing:
         return ""
-    head = f"<h3>{escape(chart.title)}</h3><figcaption>{escape(chart.caption)}</figcaption>"
+    head = f"<h3>{in_html(chart.title)}</h3><figcaption>{in_html(chart.caption)}</figcaption>"
     return f"<figure>{head}{legend(chart.lines, chart.write)}{drawing}</figure>"
 
 
@@ -209,7 +209,7 @@ def _settings(config: Record) -> str:
 
 def _pairs(record: Record) -> str:
     rows = "".join(
-        f"<div><dt>{escape(str(name))}</dt><dd>{escape(_value(value))}</dd></div>"
+        f"<div><dt>{in_html(str(name))}</dt><dd>{in_html(_value(value))}</dd></div>"
         for name, value in record.items()
     )
     return f'<dl class="pairs">{rows}</dl>'
@@ -244,7 +244,7 @@ def _lineage(lineage: Record) -> str:
         name: value for name, value in lineage.items() if isinstance(value, dict)
     }
     blocks = "".join(
-        f"<div><h3>{escape(str(name))}</h3>{_pairs(part)}</div>" for name, part in parts.items() if part
+        f"<div><h3>{in_html(str(name))}</h3>{_pairs(part)}</div>" for name, part in parts.items() if part
     )
     return f'<section><h2>Origin</h2><div class="card lineage">{blocks}</div></section>'
 
@@ -254,8 +254,8 @@ def _quarantine(quarantine: Sequence[Record]) -> str:
         return ""
     shown = quarantine[:MOST_LISTED]
     rows = "".join(
-        f'<tr><td class="number">{escape(_value(record.get("index")))}</td>'
-        f"<td>{escape(_value(record.get('name')))}</td><td>{escape(_value(record.get('reason')))}</td></tr>"
+        f'<tr><td class="number">{in_html(_value(record.get("index")))}</td>'
+        f"<td>{in_html(_value(record.get('name')))}</td><td>{in_html(_value(record.get('reason')))}</td></tr>"
         for record in shown
     )
     rest = len(quarantine) - len(shown)
@@ -266,5 +266,5 @@ def _quarantine(quarantine: Sequence[Record]) -> str:
 
 
 def _notes(notes: Sequence[str]) -> str:
-    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    items = "".join(f"<li>{in_html(note)}</li>" for note in notes)
     return f'<section><h2>Not on this page</h2><ul class="notes">{items}</ul></section>' if items else ""
