@@ -12,10 +12,18 @@ import tinyseed
 from tinyseed import cli
 from tinyseed.api import PRETRAIN_METHODS
 from tinyseed.errors import InputError
+from tinyseed.evaluations import EVALUATIONS
+from tinyseed.methods.distillation import augmentation
 from tinyseed.methods.seed import SeedSettings
 from tinyseed.recipes import RECIPES, settings_of
 
-SETTINGS = {"distill": SeedSettings} | {f"pretrain {name}": kind for name, kind in PRETRAIN_METHODS.items()}
+REQUIRED = {"data": ("photos",), "out": Path("run"), "teacher": "resnet18", "student": "resnet18"}
+SETTINGS = {
+    "distill": SeedSettings,
+    **{f"pretrain {name}": kind for name, kind in PRETRAIN_METHODS.items()},
+    **{f"evaluate {spec.name}": spec.settings for spec in EVALUATIONS},
+}
+TRAINING = [name for name, recipe in RECIPES.items() if not recipe.command.startswith("evaluate ")]
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +37,13 @@ def few_photos(photos, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", TRAINING)
 def test_every_recipe_trains_for_two_steps(few_photos, tmp_path, name):
     recipe = RECIPES[name]
     tiny = {"recipe": name, "epochs": 1, "batch_size": 4, "image_size": 32, "warmup_epochs": "auto"}
     tiny |= {"workers": 0, "precision": "32", "small_stem": False}
+    if "warmup_lr" in recipe.settings():
+        tiny["warmup_lr"] = 0.01
     if "queue_size" in recipe.settings():
         tiny["queue_size"] = 8
     if recipe.command == "pretrain swav":
@@ -91,7 +101,9 @@ def test_the_list_and_the_sheets(capsys):
 def test_a_sheets_flags_are_the_recipe(capsys, monkeypatch, name):
     """Pasted as they are, without the recipe, they make the same settings."""
     made = []
-    monkeypatch.setattr("tinyseed.engine.train.train", made.append)
+    for entry in ("tinyseed.engine.train.train", "tinyseed.evaluation.run.evaluate"):
+        monkeypatch.setattr(entry, lambda *given: made.append(given[-1]))
+    monkeypatch.setattr("tinyseed.evaluation.report.table", lambda _: "")
     _, sheet, _ = typed(capsys, "recipes", name)
     flags = " ".join(line.strip() for line in sheet.splitlines() if line.startswith("  --")).split()
     command = sheet.splitlines()[0].split()[1:]
@@ -124,7 +136,7 @@ def test_flags_win_over_a_recipe(capsys, monkeypatch):
         ),
         (
             ("distill", "--recipe", "seed"),
-            "--recipe: seed: unknown recipe; give one of seed-imagenet, seed-cifar",
+            "--recipe: seed: unknown recipe; give one of seed-imagenet, seed-imagenet-code, ",
         ),
     ],
 )
@@ -137,3 +149,35 @@ def test_mistakes_are_told_in_one_line(capsys, arguments, told):
 def test_python_refuses_the_same():
     with pytest.raises(InputError, match="is for tinyseed pretrain simclr"):
         settings_of("simclr-cifar", "pretrain moco-v2")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("seed-imagenet", ((0.2, 1.0), (0.4, 0.4, 0.4, 0.1), 0.8, 0.5)),
+        ("seed-imagenet-swav", ((0.14, 1.0), (0.4, 0.4, 0.4, 0.1), 0.8, 0.5)),
+        ("seed-imagenet-simclr", ((0.2, 1.0), (0.4, 0.4, 0.4, 0.4), 1.0, 0.0)),
+    ],
+)
+def test_views_by_teacher_are_those_of_seeds_code(name, expected):
+    """`mocov2_aug`, `swav_aug` and `simclr_aug` of its tools/utils.py."""
+    drawn = augmentation(SeedSettings(**REQUIRED, **settings_of(name, "distill")))
+    jitter = (drawn.brightness, drawn.contrast, drawn.saturation, drawn.hue)
+    assert (drawn.crop_scale, jitter, drawn.jitter_probability, drawn.blur_probability) == expected
+    assert (drawn.gray_probability, drawn.flip_probability, drawn.blur_sigma) == (0.2, 0.5, (0.1, 2.0))
+
+
+def test_where_paper_and_published_code_of_seed_differ():
+    paper, code = (settings_of(name, "distill") for name in ("seed-imagenet", "seed-imagenet-code"))
+    changed = {name: (paper.get(name), value) for name, value in code.items() if paper.get(name) != value}
+    assert changed == {"teacher_temperature": (0.01, 1e-4), "schedule": ("cosine", "cosine-epoch")}
+
+
+def test_an_evaluations_sheet(capsys):
+    code, out, _ = typed(capsys, "recipes", "seed-knn")
+    assert code == 0
+    first, *rest = out.splitlines()
+    assert first == (
+        "tinyseed evaluate knn --recipe seed-knn --model runs/small --train-data train/ --test-data test/"
+    )
+    assert {"  --k 10", "  --weighting majority", "  --model-output head"} <= set(rest)

@@ -107,7 +107,7 @@ def evaluate(
         train_data: labeled images to learn the classes from.
         test_data: labeled images to measure on.
         settings: further settings, named as the flags of `tinyseed evaluate NAME`, above all `model` (retention:
-            `student` and `teacher`).
+            `student` and `teacher`); for k-NN, linear and semi `recipe="seed-knn"` provides those that are not given.
 
     Raises:
         InputError: a setting, path or model is wrong, or the images have no labels.
@@ -119,7 +119,7 @@ def evaluate(
         for field in dataclasses.fields(spec.settings)
     ):
         raise InputError(MISSING, "give labeled images to measure on", argument="test_data")
-    return run_evaluation(spec, _filled(spec.settings, given))
+    return run_evaluation(spec, _filled(spec.settings, given, f"evaluate {spec.name}"))
 
 
 def load(path: str | Path) -> Encoder:

@@ -138,6 +138,7 @@ def _train(spec: "MethodSpec", rest: Sequence[str], example: str) -> int:
 
 def _evaluate(rest: Sequence[str]) -> int:
     from tinyseed.evaluations import EVALUATIONS, find_evaluation
+    from tinyseed.recipes import settings_of
 
     match list(rest):
         case [] | ["-h" | "--help"]:
@@ -147,7 +148,15 @@ def _evaluate(rest: Sequence[str]) -> int:
         case [name, *flags]:
             spec = _named("evaluation", lambda: find_evaluation(name))
             command = f"tinyseed evaluate {name}"
-            settings = parse(spec.settings, flags, command=command, example=spec.example, about=spec.about)
+            recipe = value_of("--recipe", flags) if hasattr(spec.settings, "recipe") else None
+            settings = parse(
+                spec.settings,
+                flags,
+                command=command,
+                example=spec.example,
+                about=spec.about,
+                defaults={} if recipe is None else settings_of(recipe, f"evaluate {name}"),
+            )
             if getattr(settings, "export_detectron2", None) is not None:
                 from tinyseed import api
 

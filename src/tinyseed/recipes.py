@@ -1,4 +1,4 @@
-"""Recipes: the settings of published runs, and of their variants for small images, by name.
+"""Recipes: the settings of published runs and evaluations, and of variants for small images, by name.
 
 Each recipe is a function that returns all settings in which such a run differs from others; its docstring says what it
 is and where it comes from. Its name is the function's name with hyphens. Settings given beside a recipe win.
@@ -19,6 +19,7 @@ def seed_imagenet() -> Settings:
     """SEED on ImageNet: 200 epochs, the teacher at hand; the paper's ResNet-18 learned from a MoCo-v2 ResNet-50.
 
     Source: Fang et al., SEED, ICLR 2021 (arXiv 2101.04731), section 4.1 and table 1.
+    Differs: the learning rate changes with each step, in the published code with each epoch (see seed-imagenet-code).
     """
     return {
         "epochs": 200,
@@ -32,6 +33,121 @@ def seed_imagenet() -> Settings:
         "warmup_epochs": 5.0,
         **_sgd(lr=0.03, weight_decay=1e-4),
     }
+
+
+def seed_imagenet_code() -> Settings:
+    """SEED on ImageNet as the published code sets it, not the paper: teacher's temperature, learning rate by epochs.
+
+    Source: main.py, tools/opts.py and tools/utils.py of the code of Fang et al., SEED, ICLR 2021 (arXiv 2101.04731).
+    Differs: the queue begins empty, not with random rows.
+    """
+    return seed_imagenet() | {"teacher_temperature": 1e-4, "schedule": "cosine-epoch"}
+
+
+def seed_imagenet_swav() -> Settings:
+    """SEED on ImageNet from a SwAV teacher, without small crops: views cover from 0.14 of the area on, not 0.2.
+
+    Source: `swav_aug` in tools/utils.py of the code of Fang et al., SEED, ICLR 2021 (arXiv 2101.04731). Its jitter is
+    MoCo v2's, half of what SwAV itself has (`augmentation` swav).
+    Differs: the published runs from SwAV teachers have six small crops beside the view.
+    """
+    return seed_imagenet() | {"crop_scale": (0.14, 1.0)}
+
+
+def seed_imagenet_simclr() -> Settings:
+    """SEED on ImageNet from a SimCLR or MoCo-v1 teacher: the augmentation of MoCo v1, without blur.
+
+    Source: `simclr_aug` and `mocov1_aug` in tools/utils.py of the code of Fang et al., SEED, ICLR 2021 (arXiv
+    2101.04731), which are the same. SimCLR's own is much stronger (`augmentation` simclr).
+    Differs: views are converted to grayscale after the jitter, not before.
+    """
+    return seed_imagenet() | {"augmentation": "moco-v1", "blur_probability": 0.0}
+
+
+def seed_knn() -> Settings:
+    """The SEED paper's k-NN: the most frequent class among the 10 nearest neighbors of the head's embedding.
+
+    Source: Fang et al., SEED, ICLR 2021 (arXiv 2101.04731), section 4.2 (K = 10, the 128-d vector after the MLP).
+    """
+    return {"k": (10,), "weighting": "majority", "model_output": "head"}
+
+
+def instdisc_knn() -> Settings:
+    """Instance discrimination's weighted k-NN: 200 neighbors of the head's embedding, temperature 0.07.
+
+    Source: Wu et al., InstDisc, CVPR 2018 (arXiv 1805.01978), section 3.4.
+    """
+    return {"k": (200,), "weighting": "weighted", "temperature": 0.07, "model_output": "head"}
+
+
+def dino_knn() -> Settings:
+    """DINO's weighted k-NN: 10, 20, 100 and 200 neighbors of the backbone's features, temperature 0.07.
+
+    Source: eval_knn.py of the code of Caron et al., DINO, ICCV 2021 (arXiv 2104.14294).
+    Differs: images are resized as the model was trained, DINO's code always takes bicubic interpolation.
+    """
+    return {"k": (10, 20, 100, 200), "weighting": "weighted", "temperature": 0.07, "model_output": "backbone"}
+
+
+def seed_linear() -> Settings:
+    """The SEED paper's linear probe (MoCo's, too): SGD on random crops, 100 epochs, learning rate 30.
+
+    Source: Fang et al., SEED, ICLR 2021 (arXiv 2101.04731), section 4.2, and main_lincls.py of its code; He et al.,
+    MoCo, CVPR 2020 (arXiv 1911.05722), section 4.1, and main_lincls.py of its code.
+    Differs: the last epoch is measured, the published code reports the best one on the test images.
+    """
+    return {
+        "protocol": "moco",
+        "epochs": 100,
+        "batch_size": 256,
+        "lr": 30.0,
+        "schedule": "step",
+        "weight_decay": 0.0,
+    }
+
+
+def seed_linear_mobile() -> Settings:
+    """The SEED paper's linear probe for MobileNet and EfficientNet students: learning rate 3.
+
+    Source: Fang et al., SEED, ICLR 2021 (arXiv 2101.04731), section 4.2.
+    Differs: the published code's README has a learning rate of 30 for EfficientNet, too, with a batch of 32.
+    """
+    return seed_linear() | {"lr": 3.0}
+
+
+def swav_linear() -> Settings:
+    """SwAV's linear probe: SGD on random crops, 100 epochs of a cosine from 0.3, weight decay 1e-6.
+
+    Source: eval_linear.py of the code of Caron et al., SwAV, NeurIPS 2020 (arXiv 2006.09882), on 8 GPUs.
+    Differs: the last epoch is measured, the published code reports the best one on the test images.
+    """
+    changes = {"lr": 0.3, "schedule": "cosine-epoch", "weight_decay": 1e-6}
+    return seed_linear() | changes
+
+
+def swav_semi_1_percent() -> Settings:
+    """SwAV's fine-tuning on 1 % of the labels: 20 epochs, learning rates 0.02 (backbone) and 5 (head).
+
+    Source: eval_semisup.py and README of the code of Caron et al., SwAV, NeurIPS 2020 (arXiv 2006.09882).
+    Differs: the labels are drawn anew; give `subset` 1percent.txt for the published list. The last epoch is measured.
+    """
+    return {
+        "fraction": (0.01,),
+        "epochs": 20,
+        "batch_size": 256,
+        "lr": 0.02,
+        "lr_head": 5.0,
+        "head_init": "uniform",
+    }
+
+
+def swav_semi_10_percent() -> Settings:
+    """SwAV's fine-tuning on 10 % of the labels: 20 epochs, learning rates 0.01 (backbone) and 0.2 (head).
+
+    Source: eval_semisup.py and README of the code of Caron et al., SwAV, NeurIPS 2020 (arXiv 2006.09882).
+    Differs: the labels are drawn anew; give `subset` 10percent.txt for the published list. The last epoch is measured.
+    """
+    return swav_semi_1_percent() | {"fraction": (0.1,), "lr": 0.01, "lr_head": 0.2}
 
 
 def moco_v1_imagenet() -> Settings:
@@ -60,6 +176,7 @@ def moco_v2_imagenet() -> Settings:
     """MoCo v2 on ImageNet, 200 epochs: ResNet-50 reaches 67.5 % with a linear classifier.
 
     Source: Chen et al., MoCo v2, 2020 (arXiv 2003.04297), table 1, and its published code's flags.
+    Differs: the learning rate changes with each step, in the published code with each epoch (`schedule` cosine-epoch).
     """
     return {
         "epochs": 200,
@@ -90,6 +207,7 @@ def simclr_imagenet() -> Settings:
 
     Source: Chen et al., SimCLR, ICML 2020 (arXiv 2002.05709), section 2.1, appendix B and table 6; the command in its
     published code's README (temperature 0.1).
+    Differs: each step of the warm-up has the next one's learning rate of the published code, whose first is 0.
     """
     return {
         "epochs": 1000,
@@ -108,16 +226,16 @@ def simclr_imagenet() -> Settings:
 def simclr_imagenet_100ep() -> Settings:
     """SimCLR on ImageNet, the 100 epochs of its published code: ResNet-50 reaches about 64.5 %.
 
-    Source: the README of the code of Chen et al., SimCLR, ICML 2020 (arXiv 2002.05709).
+    Source: the README of the code of Chen et al., SimCLR, ICML 2020 (arXiv 2002.05709). Its learning rate of 0.075
+    times the square root of the batch, 4,096, is 0.3 for a batch of 256 with linear scaling.
     """
-    return simclr_imagenet() | {"epochs": 100}
+    return simclr_imagenet() | {"epochs": 100, "weight_decay": 1e-4}
 
 
 def swav_imagenet() -> Settings:
     """SwAV on ImageNet, 800 epochs of batch 4,096, crops 2×224 + 6×96: ResNet-50 reaches 75.3 %.
 
     Source: Caron et al., SwAV, NeurIPS 2020 (arXiv 2006.09882), and its published swav_800ep_pretrain.sh.
-    Differs: the warm-up begins near 0, not at a sixteenth of the peak.
     """
     return {
         "epochs": 800,
@@ -139,6 +257,7 @@ def swav_imagenet() -> Settings:
         "color_strength": 1.0,
         "blur_probability": 0.5,
         "warmup_epochs": 10.0,
+        "warmup_lr": 0.01875,
         **_lars(lr=0.3, scope="all", final_lr=0.0003),
     }
 
@@ -156,7 +275,9 @@ def swav_imagenet_small() -> Settings:
 
     Source: Caron et al., SwAV, NeurIPS 2020 (arXiv 2006.09882), and its published swav_200ep_bs256_pretrain.sh.
     """
-    return swav_imagenet() | {
+    settings = swav_imagenet()
+    del settings["warmup_lr"]  # there is no warm-up
+    return settings | {
         "epochs": 200,
         "batch_size": 256,
         "queue_size": 3840,
@@ -198,7 +319,7 @@ def simclr_cifar() -> Settings:
 
     Source: the command in the README of the code of Chen et al., SimCLR, ICML 2020 (arXiv 2002.05709); appendix B.9.
     """
-    changes = {"epochs": 1000, "temperature": 0.5, "color_strength": 0.5, "lr": 1.0}
+    changes = {"epochs": 1000, "temperature": 0.5, "color_strength": 0.5, "lr": 1.0, "weight_decay": 1e-4}
     return simclr_imagenet() | _small() | changes
 
 
@@ -266,6 +387,9 @@ class Recipe:
 
 _RECIPES = (
     Recipe("distill", seed_imagenet),
+    Recipe("distill", seed_imagenet_code),
+    Recipe("distill", seed_imagenet_swav),
+    Recipe("distill", seed_imagenet_simclr),
     Recipe("distill", seed_cifar),
     Recipe("pretrain moco-v1", moco_v1_imagenet),
     Recipe("pretrain moco-v1", moco_v1_cifar),
@@ -279,12 +403,20 @@ _RECIPES = (
     Recipe("pretrain swav", swav_imagenet_400ep),
     Recipe("pretrain swav", swav_imagenet_small),
     Recipe("pretrain swav", swav_cifar),
+    Recipe("evaluate knn", seed_knn),
+    Recipe("evaluate knn", instdisc_knn),
+    Recipe("evaluate knn", dino_knn),
+    Recipe("evaluate linear", seed_linear),
+    Recipe("evaluate linear", seed_linear_mobile),
+    Recipe("evaluate linear", swav_linear),
+    Recipe("evaluate semi", swav_semi_1_percent),
+    Recipe("evaluate semi", swav_semi_10_percent),
 )
 RECIPES = {recipe.name: recipe for recipe in _RECIPES}
 
 
 def settings_of(name: str, command: str) -> Settings:
-    """A recipe's settings, for a run of this command (`distill`, `pretrain simclr`).
+    """A recipe's settings, for a run of this command (`distill`, `pretrain simclr`, `evaluate knn`).
 
     Raises:
         InputError: there is no such recipe, or it is for another command.
@@ -319,13 +451,20 @@ def sheet(name: str) -> str:
         raise InputError(name, f"unknown recipe; give one of {', '.join(RECIPES)}")
     recipe = RECIPES[name]
     settings = recipe.settings()
-    networks = "--teacher runs/teacher --student" if recipe.command == "distill" else "--backbone"
-    network = "resnet18" if recipe.command == "distill" or settings["image_size"] < 64 else "resnet50"
-    command = (
-        f"tinyseed {recipe.command} --recipe {name} --data photos/ {networks} {network} --out runs/{name}"
-    )
+    command = f"tinyseed {recipe.command} --recipe {name} {_others(recipe, settings)}"
     flags = "\n".join(f"  {_as_flag(setting, value)}" for setting, value in settings.items())
     return f"{command}\n\n{recipe.about}\n\n{recipe.notes}\n\nsettings:\n{flags}"
+
+
+def _others(recipe: Recipe, settings: Settings) -> str:
+    """The flags that a recipe leaves to the user, with examples."""
+    if recipe.command.startswith("evaluate "):
+        return "--model runs/small --train-data train/ --test-data test/"
+    if recipe.command == "distill":
+        networks = "--teacher runs/teacher --student resnet18"
+    else:
+        networks = f"--backbone {'resnet18' if settings['image_size'] < 64 else 'resnet50'}"
+    return f"--data photos/ {networks} --out runs/{recipe.name}"
 
 
 def _as_flag(setting: str, value: object) -> str:

@@ -168,4 +168,4 @@ def test_a_head_that_is_asked_for_has_to_be_there(tmp_path):
     with pytest.raises(InputError) as caught, argument("teacher", output="teacher_output"):
         load_file(tmp_path / "x.safetensors", spec)
     assert str(caught.value).startswith("teacher_output=head: ")
-    assert "has no head; give backbone or auto" in str(caught.value)
+    assert "has no head; give backbone" in str(caught.value)

@@ -4,10 +4,16 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
+from tinyseed.data.augmentation import View, ViewSettings
+from tinyseed.data.loader import Plan, TrainingViews, training_batches
+from tinyseed.data.readers import reader_for
+from tinyseed.data.render import normalize, render_view
 from tinyseed.errors import InputError, RunError
 from tinyseed.evaluation import classifier as module
 from tinyseed.evaluation.classifier import (
+    Classifier,
     DivergedError,
     Recipe,
     fit_classifier,
@@ -128,3 +134,70 @@ def test_schedules():
     )
     cosine = Recipe(10, 256, 1.0, 1.0, schedule="cosine")
     assert [cosine.factor(step, 2) for step in (0, 10, 20)] == pytest.approx([1, 0.5, 0])
+    by_epochs = Recipe(10, 256, 1.0, 1.0, schedule="cosine-epoch")
+    assert [by_epochs.factor(step, 2) for step in (0, 1, 10, 11)] == pytest.approx([1, 1, 0.5, 0.5])
+
+
+SEEDS_PROBE = Recipe(5, 24, None, 30.0, decay=(0.6, 0.8))
+SWAVS_PROBE = Recipe(5, 24, None, 0.3, schedule="cosine-epoch", weight_decay=1e-2)
+SWAVS_FINE_TUNING = Recipe(5, 24, 0.02, 5.0, decay=(0.6, 0.8), gamma=0.2, head_init="uniform")
+
+
+@pytest.mark.parametrize("recipe", [SEEDS_PROBE, SWAVS_PROBE, SWAVS_FINE_TUNING])
+def test_training_equals_a_plain_loop_with_torchs_own_schedulers(splits, small, recipe):
+    """The same views and order, and otherwise what the published scripts do."""
+    seed, scale, train = 3, recipe.batch_size / 256, splits.train
+    trained = recipe.lr_backbone is not None
+    ours = fit_classifier(small, train, 3, recipe, seed=seed, precision="32")
+
+    backbone = copy.deepcopy(small.backbone).requires_grad_(trained)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        head = nn.Linear(small.width, 3)
+        if recipe.head_init == "normal":
+            head.weight.data.normal_(mean=0.0, std=0.01)
+            head.bias.data.zero_()
+    groups = [{"params": head.parameters(), "lr": recipe.lr_head * scale}]
+    if trained:
+        groups.append({"params": backbone.parameters(), "lr": recipe.lr_backbone * scale})
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=recipe.weight_decay)
+    if recipe.schedule == "step":
+        milestones = [round(share * recipe.epochs) for share in recipe.decay]
+        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, recipe.gamma)
+    else:
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.epochs)
+    crops = ViewSettings((0.08, 1.0), jitter_probability=0, gray_probability=0, blur_probability=0)
+    contract = small.input
+    reader = reader_for(contract.channels, contract.pixel_range)
+    views = TrainingViews(train.source, (View(crops, contract.size),), seed, train.indices, reader)
+    plan = Plan(train.indices, recipe.batch_size, seed)
+    batches = training_batches(views, plan, first_step=0, workers=0, pin_memory=False)
+    where = {int(index): int(label) for index, label in zip(train.indices, train.labels, strict=True)}
+    for _ in range(recipe.epochs):
+        backbone.train(trained)
+        for _ in range(len(train) // recipe.batch_size):
+            batch = next(batches)
+            images = normalize(render_view(batch.pixels[0], batch.draws[0]), contract.mean, contract.std)
+            targets = torch.tensor([where[int(index)] for index in batch.indices])
+            loss = nn.CrossEntropyLoss()(head(backbone(images)), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        scheduler.step()
+    for name, expected in head.state_dict().items():
+        distance = (ours.head.state_dict()[name] - expected).norm() / expected.norm()
+        assert float(distance) < 1e-6
+
+
+def test_initial_heads(small):
+    """Standard deviation 0.01 and no bias; or torch's own, up to 1 / √width."""
+    normal, uniform = (
+        Classifier(small.backbone, 50, trained_backbone=False, seed=1, head_init=init).head
+        for init in ("normal", "uniform")
+    )
+    assert float(normal.weight.std()) == pytest.approx(0.01, rel=0.03)
+    assert float(normal.bias.abs().max()) == 0
+    bound = small.width**-0.5
+    for values in (uniform.weight, uniform.bias):
+        assert 0.9 * bound < float(values.abs().max()) <= bound
+    assert float(uniform.weight.std()) == pytest.approx(bound / 3**0.5, rel=0.03)

@@ -84,17 +84,70 @@ def hand_made(similarities: list[float], labels: list[int]) -> tuple[Neighbors, 
 
 def test_votes_by_hand():
     neighbors, labels = hand_made([0.9, 0.5, 0.5, 0.5], [2, 0, 0, 1])
-    assert vote(neighbors, labels, weighting="majority").tolist() == [[0, 2, 1, -1, -1]]
+    assert vote(neighbors, labels, weighting="majority").tolist() == [[0, 1, 2]]  # 1 and 2 have a vote each
     # exp(0.9 / T) against 2 exp(0.5 / T): the near one wins where T < 0.4 / log 2 = 0.577
-    assert vote(neighbors, labels, temperature=0.57).tolist() == [[2, 0, 1, -1, -1]]
-    assert vote(neighbors, labels, temperature=0.59).tolist() == [[0, 2, 1, -1, -1]]
-    assert vote(neighbors, labels, temperature=1e-6).tolist() == [[2, 0, 1, -1, -1]]
+    assert vote(neighbors, labels, temperature=0.57).tolist() == [[2, 0, 1]]
+    assert vote(neighbors, labels, temperature=0.59).tolist() == [[0, 2, 1]]
+    assert vote(neighbors, labels, temperature=1e-6).tolist() == [[2, 0, 1]]
 
 
-@pytest.mark.parametrize(("labels", "expected"), [([3, 1, 1, 3], [3, 1]), ([1, 3, 3, 1], [1, 3])])
-def test_a_tie_goes_to_the_class_of_the_nearest(labels, expected):
-    neighbors, bank_labels = hand_made([0.9, 0.8, 0.7, 0.6], labels)
-    assert vote(neighbors, bank_labels, weighting="majority", ranks=2).tolist() == [expected]
+def tied(images: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features without structure, so that votes of few neighbors are often equal."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(images, 6, dtype=torch.float64, generator=generator)
+    return features, torch.randint(classes, (images,), generator=generator)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 10, 60])
+def test_ties_of_majority_votes_are_broken_as_in_scikit_learn(tiles, k):
+    train, train_labels = tied(400, 7, 0)
+    test, test_labels = tied(300, 7, 1)
+    reference = KNeighborsClassifier(k, weights="uniform", metric="cosine", algorithm="brute")
+    reference.fit(train.numpy(), train_labels.numpy())
+    votes = np.sort(reference.predict_proba(test.numpy()), axis=1)
+    if k in (2, 4):
+        assert (votes[:, -1] == votes[:, -2]).sum() > 90
+    expected = reference.predict(test.numpy())
+    ranked = vote(nearest(test, train, k), train_labels, weighting="majority")
+    np.testing.assert_array_equal(ranked[:, 0].numpy(), expected)
+    (result,) = knn(train, train_labels, test, test_labels, k=(k,), weighting="majority")
+    assert result.top1 == (expected == test_labels.numpy()).mean()
+
+
+def dinos_formula(train, train_labels, test, test_labels, k: int, classes: int) -> tuple[float, float]:
+    """The metrics of DINO's eval_knn.py, in float64: all classes sorted by votes, the right one among min(5, k)."""
+    train = train / np.linalg.norm(train, axis=1, keepdims=True)
+    test = test / np.linalg.norm(test, axis=1, keepdims=True)
+    similarities = test @ train.T
+    top1, top5 = [], []
+    for row, label in zip(similarities, test_labels, strict=True):
+        votes = np.zeros(classes)
+        for neighbor in np.argsort(-row, kind="stable")[:k]:
+            votes[train_labels[neighbor]] += np.exp(row[neighbor] / 0.07)
+        ranked = np.argsort(-votes, kind="stable")
+        top1.append(ranked[0] == label)
+        top5.append(label in ranked[: min(5, k)])
+    return float(np.mean(top1)), float(np.mean(top5))
+
+
+@pytest.mark.parametrize("classes", [3, 5, 30])
+@pytest.mark.parametrize("k", [1, 3, 5, 10, 200])
+def test_top1_and_top5_equal_dinos_formula(tiles, classes, k):
+    """Few neighbors leave classes without a vote, which come last in their order."""
+    train, train_labels = tied(400, classes, 0)
+    test, test_labels = tied(200, classes, 1)
+    (result,) = knn(train, train_labels, test, test_labels, k=(k,))
+    arrays = (part.numpy() for part in (train, train_labels, test, test_labels))
+    assert (result.top1, result.top5) == dinos_formula(*arrays, k, classes)
+
+
+@pytest.mark.parametrize("weighting", ["weighted", "majority"])
+def test_a_class_without_training_images_is_wrong_though_it_may_be_ranked(weighting):
+    train, labels = torch.eye(5), torch.tensor([1, 2, 3, 3, 3])
+    test, test_labels = torch.eye(5)[:4], torch.tensor([1, 2, 3, 0])
+    assert vote(nearest(test, train, 5), labels, weighting=weighting).shape == (4, 4)  # class 0 comes last
+    (result,) = knn(train, labels, test, test_labels, k=(5,), weighting=weighting)
+    assert (result.absent, result.top5) == (1, 0.75)
 
 
 def test_several_k_share_a_search_and_equal_single_ones():

@@ -1,13 +1,17 @@
 """`evaluate retention` as a user runs it."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 
 import tinyseed
+from tinyseed.checkpoints.saved import save_encoder
 from tinyseed.evaluation import linear, retention
 from tinyseed.evaluation.report import show
+from tinyseed.evaluation.retention import RetentionSettings
+from tinyseed.models.encoder import Encoder, build_projector
 
 MODEL = "random:resnet10t"
 
@@ -60,3 +64,27 @@ def test_retention_resumes_after_a_stop(settings, monkeypatch, quick):
     report = tinyseed.evaluate("retention", **given)
     assert len(measured) == 4  # random once, student twice, teacher once
     assert all("semi" not in name for name in report.results[0])
+
+
+def test_heads_are_compared_where_they_are_asked_for(settings, small, tmp_path, quick):
+    """Random init gets a head as the student has it, with fresh weights."""
+    for name, width in (("student", 8), ("teacher", 16)):
+        save_encoder(
+            tmp_path / name, Encoder(small.backbone, build_projector("mlp", small.width, width, seed=4))
+        )
+    models = {"student": tmp_path / "student", "teacher": tmp_path / "teacher", "quick": True}
+    head, backbone = (
+        tinyseed.evaluate("retention", model_output=output, **models, **settings)
+        for output in ("head", "backbone")
+    )
+    for of_head, of_backbone in zip(head.results, backbone.results, strict=True):
+        assert of_head["parameters"] > of_backbone["parameters"]
+    random, student = head.results[:2]
+    assert random["parameters"] == student["parameters"]
+    given = RetentionSettings(
+        **{name: (v if name == "quick" else str(v)) for name, v in models.items()}, **settings
+    )
+    subjects = retention.subjects(dataclasses.replace(given, model_output="head"))
+    digests = {subject.digest for subject in subjects}
+    assert [subject.encoder.width for subject in subjects] == [8, 8, 16]
+    assert len(digests) == 3

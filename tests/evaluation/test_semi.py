@@ -7,8 +7,11 @@ import pytest
 
 import tinyseed
 from tinyseed.data.sources import open_source
+from tinyseed.checkpoints.saved import save_encoder
 from tinyseed.errors import InputError
 from tinyseed.evaluation.semi import FineTuneSettings, recipe_for
+from tinyseed.models.encoder import Encoder, build_projector
+from tinyseed.recipes import settings_of
 
 MODEL = "random:resnet10t"
 
@@ -75,3 +78,26 @@ def test_a_small_subset_takes_small_batches_with_a_note():
     recipe, notes = recipe_for(42, 0.01, tuning(epochs=3, batch_size=64, lr=0.5, lr_head=0.25))
     assert (recipe.batch_size, recipe.epochs, recipe.lr_backbone, recipe.lr_head) == (42, 3, 0.5, 0.25)
     assert notes == ["batch 42 instead of 64, since the subset has 42 images"]
+
+
+def test_swavs_recipes_are_its_codes_settings():
+    for name, images, share, rates in (
+        ("swav-semi-1-percent", 12_811, 0.01, (0.02, 5.0)),
+        ("swav-semi-10-percent", 128_116, 0.1, (0.01, 0.2)),
+    ):
+        given = settings_of(name, "evaluate semi")
+        recipe, notes = recipe_for(images, share, tuning(**given))
+        assert given["fraction"] == (share,)
+        assert (recipe.lr_backbone, recipe.lr_head, recipe.batch_size, recipe.epochs) == (*rates, 256, 20)
+        assert (recipe.gamma, recipe.decay, recipe.head_init, notes) == (0.2, (0.6, 0.8), "uniform", [])
+    assert recipe_for(images, share, tuning())[0].head_init == "normal"
+
+
+def test_the_head_is_fine_tuned_too_where_it_is_asked_for(settings, small, tmp_path):
+    save_encoder(tmp_path, Encoder(small.backbone, build_projector("mlp", small.width, 8, seed=4)))
+    given = {"model": tmp_path, "fraction": (0.5,), "epochs": 2, **settings}
+    tops = [
+        tinyseed.evaluate("semi", model_output=output, **given).results for output in ("head", "backbone")
+    ]
+    assert all(math.isfinite(row["top1"]) for (row,) in tops)
+    assert tops[0] != tops[1]

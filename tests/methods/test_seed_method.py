@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
 from tinyseed.checkpoints.load import load_teacher
+from tinyseed.data.augmentation import ViewSettings
 from tinyseed.data.render import IMAGENET_MEAN, IMAGENET_STD
+from tinyseed.errors import InputError
 from tinyseed.methods.base import Method
 from tinyseed.methods.seed import Seed, SeedSettings
 from tinyseed.models.backbones import build_backbone
@@ -108,3 +111,57 @@ def test_each_network_sees_the_one_view_at_its_own_resolution_and_normalisation(
     torch.testing.assert_close(seen[0], student, rtol=1e-4, atol=1e-4)
     for_teacher = expected(teacher_size, 0.5, 0.5, InterpolationMode.BICUBIC)  # test_vit's own contract
     torch.testing.assert_close(output.rows, method.teacher(for_teacher), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "crops", "jitter", "probability"),
+    [
+        ("moco-v2", (0.2, 1.0), (0.4, 0.4, 0.4, 0.1), 0.8),
+        ("moco-v1", (0.2, 1.0), (0.4, 0.4, 0.4, 0.4), 1.0),
+        ("simclr", (0.08, 1.0), (0.8, 0.8, 0.8, 0.2), 0.8),
+        ("swav", (0.14, 1.0), (0.8, 0.8, 0.8, 0.2), 0.8),
+    ],
+)
+def test_views_of_each_augmentation_and_of_ones_own(method, name, crops, jitter, probability):
+    def drawn(**more):
+        method.settings = SeedSettings(**REQUIRED, augmentation=name, blur_probability=0.25, **more)
+        method.settings.check()
+        (view,) = method.views(32)
+        given = view.settings
+        assert (given.jitter_probability, given.blur_probability) == (probability, 0.25)
+        return given.crop_scale, (given.brightness, given.contrast, given.saturation, given.hue)
+
+    assert drawn() == (crops, jitter)
+    assert drawn(crop_scale=(0.5, 0.75)) == ((0.5, 0.75), jitter)
+    assert drawn(color_jitter=(0.1, 0.2, 0.3, 0.0)) == (crops, (0.1, 0.2, 0.3, 0.0))
+
+
+def test_the_default_augmentation_is_the_papers(method):
+    method.settings = SeedSettings(**REQUIRED)
+    assert method.views(32)[0].settings == ViewSettings()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"crop_scale": (0.0, 1.0)}, "crop_scale=0.0 1.0: give two fractions"),
+        ({"crop_scale": (0.5, 0.2)}, "crop_scale=0.5 0.2: give two fractions"),
+        ({"crop_scale": (0.5,)}, "crop_scale=0.5: give two fractions"),
+        ({"crop_scale": (0.5, math.nan)}, "crop_scale=0.5 nan: give two fractions"),
+        ({"color_jitter": (0.4, 0.4, 0.4)}, "color_jitter=0.4 0.4 0.4: give four numbers"),
+        ({"color_jitter": (0.4, 0.4, 0.4, 0.6)}, "color_jitter=0.4 0.4 0.4 0.6: give four numbers"),
+        ({"color_jitter": (-0.1, 0.4, 0.4, 0.1)}, "color_jitter=-0.1 0.4 0.4 0.1: give four numbers"),
+        ({"color_jitter": (math.inf, 0.4, 0.4, 0.1)}, "color_jitter=inf 0.4 0.4 0.1: give four numbers"),
+        ({"color_jitter": (math.nan, 0.4, 0.4, 0.1)}, "color_jitter=nan 0.4 0.4 0.1: give four numbers"),
+        ({"augmentation": "none"}, "augmentation=none: give one of moco-v2, moco-v1, simclr, swav"),
+        ({"crop_scale": ("a", "b")}, "crop_scale=a b: give two fractions"),
+        ({"color_jitter": ("a", 0.4, 0.4, 0.1)}, "color_jitter=a 0.4 0.4 0.1: give four numbers"),
+    ],
+)
+def test_an_augmentation_that_cannot_be_drawn_is_refused(given, message):
+    settings = SeedSettings(**REQUIRED)
+    for name, value in given.items():
+        object.__setattr__(settings, name, value)  # types are checked in tests only
+    with pytest.raises(InputError) as caught:
+        settings.check()
+    assert str(caught.value).startswith(message)

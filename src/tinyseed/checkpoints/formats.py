@@ -193,7 +193,7 @@ def with_output(encoder: Encoder, output: Output, source: object) -> Encoder:
         InputError: the head was asked for, and there is none.
     """
     if output == "head" and encoder.projector is None:
-        raise InputError(output, f"{source} has no head; give backbone or auto", argument="output")
+        raise InputError(output, f"{source} has no head; give backbone", argument="output")
     return (Encoder(encoder.backbone) if output in ("backbone", "trunk") else encoder).eval()
 
 

@@ -15,7 +15,7 @@ from tinyseed.checkpoints.saved import is_export, load_encoder, model_file
 from tinyseed.checkpoints.weights import read_weights
 from tinyseed.errors import InputError, argument
 from tinyseed.models.backbones import Backbone, as_backbone, build_backbone, probe_width, seeded
-from tinyseed.models.encoder import Encoder
+from tinyseed.models.encoder import Encoder, build_projector, embedding_as_features
 from tinyseed.models.libraries import create, create_on_meta
 from tinyseed.models.names import find_model, is_model_name
 from tinyseed.models.spec import RANDOM, ModelSpec
@@ -90,8 +90,16 @@ def describe_model(spec: str | Path, *, arch: str | None = None) -> ModelDescrip
 
 
 def random_init(encoder: Encoder, seed: int) -> Encoder:
-    """The encoder's backbone with fresh weights and the same input contract, in evaluation mode, without projector."""
-    build = encoder.backbone.build
+    """The encoder's backbone with fresh weights and the same input contract, in evaluation mode, without projector.
+
+    Where the encoder's features are an embedding (`embedding_as_features`), the head is drawn anew, too.
+    """
+    whole, build = encoder.backbone.network, encoder.backbone.build
+    if isinstance(whole, Encoder):
+        fresh, head = random_init(whole, seed), whole.projector
+        if head is not None:
+            fresh.projector = build_projector(head.kind, head.width, head.dim, head.hidden, seed=seed)
+        return embedding_as_features(fresh.eval())
     backbone = build_backbone(
         build.name,
         small_stem=build.small_stem,

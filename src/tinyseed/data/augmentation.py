@@ -3,6 +3,10 @@
 import math
 from dataclasses import dataclass
 
+SIMCLR_CROPS = (0.08, 1.0)
+SWAV_CROPS = (0.14, 1.0)
+"""Smallest and largest share of an image's area that SimCLR's crops and SwAV's large ones cover."""
+
 
 @dataclass(frozen=True)
 class ViewSettings:
@@ -61,7 +65,9 @@ def color_distortion(
         ValueError: a value is out of its range.
 
     Source: Chen et al., SimCLR, ICML 2020 (arXiv 2002.05709), appendix A; SwAV (arXiv 2006.09882) uses the same.
-    Differs: the four color changes are in random order; the blur reaches to 4 σ, not to a tenth of the image.
+    Differs: the four color changes are in random order, as in the published code, not in the paper's; brightness is
+        multiplied as in SimCLR v2, where v1 adds to it; the blur reaches to 4 σ, not to a tenth of the image; crops are
+        tried 10 times, not 100.
     """
     return ViewSettings(
         crop_scale=crop_scale,
@@ -71,6 +77,30 @@ def color_distortion(
         hue=0.2 * strength,
         blur_probability=blur_probability,
     )
+
+
+def published(name: str, blur_probability: float) -> ViewSettings:
+    """The augmentation that a method was published with.
+
+    Args:
+        name: "moco-v2", "moco-v1", "simclr" or "swav".
+        blur_probability: fraction of the views that are blurred; 0 for MoCo v1's, otherwise 0.5.
+
+    Source: the published code of MoCo (main_moco.py; v1's is that of InstDisc), SimCLR (data_util.py) and SwAV
+        (multicropdataset.py and its scripts).
+    Differs: v1's code converts views to grayscale before the jitter; here that always comes after it.
+    """
+    match name:
+        case "moco-v2":
+            return ViewSettings(blur_probability=blur_probability)
+        case "moco-v1":
+            return ViewSettings(hue=0.4, jitter_probability=1.0, blur_probability=blur_probability)
+        case "simclr":
+            return color_distortion(1.0, SIMCLR_CROPS, blur_probability)
+        case "swav":
+            return color_distortion(1.0, SWAV_CROPS, blur_probability)
+        case _:
+            raise ValueError(f"no augmentation is called {name}")
 
 
 def _require(holds: bool, name: str, settings: ViewSettings, span: str) -> None:

@@ -385,6 +385,13 @@ def write_beginning(
     folder.quarantine.touch()
 
 
+def _warmup_start(settings: TrainSettings) -> float | None:
+    """Learning rate at the first step of the warm-up; see `Schedule.start`."""
+    if settings.warmup_lr is not None:
+        return scaled_lr(settings, settings.warmup_lr)
+    return settings.lr if settings.schedule == "cosine-epoch" else None
+
+
 def build_learner(settings: TrainSettings, method: Method, plan: Plan, runtime: Runtime) -> Learner:
     """Move a method to the device; Fabric wraps its module (mixed precision, DDP) and its optimizer."""
     spec = spec_of(settings)
@@ -403,5 +410,6 @@ def build_learner(settings: TrainSettings, method: Method, plan: Plan, runtime: 
         final=scaled_lr(settings, settings.final_lr),
         shape=settings.schedule,
         auto_warmup_epochs=spec.warmup_epochs,
+        start=_warmup_start(settings),
     )
     return Learner(method, forward, optimizer, schedule)

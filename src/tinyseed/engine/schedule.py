@@ -69,6 +69,10 @@ class Schedule:
         peak: learning rate after the warm-up, scaled to the batch.
         warmup_epochs: a number, or None for `auto_warmup_epochs`, but at most a tenth of the run.
         final: learning rate at the end of a cosine, scaled likewise.
+        shape: "cosine" and "step" change the learning rate at each step (see `learning_rate`); "cosine-epoch" at each
+            epoch (see `_by_epoch`).
+        start: learning rate at the first step or epoch of the warm-up, scaled likewise; None: as if it had begun at 0
+            one step before the first, or for "cosine-epoch" no warm-up.
     """
 
     peak: float
@@ -77,8 +81,9 @@ class Schedule:
     warmup_epochs: float | None
     max_minutes: float | None
     final: float = 0.0
-    shape: Shape = "cosine"
+    shape: Shape | Literal["cosine-epoch"] = "cosine"
     auto_warmup_epochs: float = 5
+    start: float | None = None
 
     def total_steps(self, step: int, elapsed: float) -> int:
         """Steps of the whole run; with `max_minutes` estimated from the pace so far (elapsed seconds)."""
@@ -92,6 +97,8 @@ class Schedule:
 
     def lr(self, step: int, elapsed: float) -> float:
         """Learning rate of a step; the first step of a warm-up is already above zero."""
+        if self.shape == "cosine-epoch":
+            return self._by_epoch(step // self.steps_per_epoch)
         total = max(1, self.total_steps(step, elapsed))
         warmup_steps = (
             self.auto_warmup_epochs * self.steps_per_epoch
@@ -103,6 +110,28 @@ class Schedule:
         progress = step / total
         if self.max_minutes is not None:
             progress = max(progress, elapsed / (self.max_minutes * 60))
+        if progress < warmup and self.start is not None:
+            done = (
+                progress * total / max(1.0, warmup * total - 1)
+            )  # the last step of the warm-up has the peak
+            return self.start + (self.peak - self.start) * min(done, 1.0)
         if progress < warmup:
             progress += 1 / total
         return learning_rate(min(progress, 1.0), warmup, self.peak, self.final, self.shape)
+
+    def _by_epoch(self, epoch: int) -> float:
+        """Learning rate of an epoch: the cosine spans the whole run; a warm-up replaces its first epochs.
+
+        So it falls at once where the warm-up ends: after 5 of 200 epochs to 0.998 of the peak.
+
+        Source: `adjust_learning_rate` in the code of MoCo (no warm-up) and of SEED (5 epochs, from the learning rate
+        that is not scaled to the batch).
+        """
+        warmup = (
+            min(self.auto_warmup_epochs, 0.1 * self.epochs)
+            if self.warmup_epochs is None
+            else self.warmup_epochs
+        )
+        if epoch < warmup and self.start is not None:
+            return self.start + (self.peak - self.start) * epoch / warmup
+        return self.final + (self.peak - self.final) * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from tinyseed.models.backbones import Backbone, seeded
 from tinyseed.models.encoder import Encoder
 from tinyseed.precision import EvaluationPrecision, autocast_dtype
 from tinyseed.progress import track
-from tinyseed.settings.evaluation import TrainingSettings
+from tinyseed.settings.evaluation import ClassifierSchedule, HeadInit, TrainingSettings
 from tinyseed.shapes import Features, Images
 
 SAVE_SECONDS = 30.0
@@ -51,21 +51,24 @@ class Recipe:
     Attributes:
         lr_backbone: learning rate of the backbone for a batch of 256 (scaled with the batch); None: it is frozen.
         lr_head: of the new linear layer.
-        schedule: "steps": times `gamma` at each of `decay`; "cosine": down to 0.
+        schedule: "step": times `gamma` at each of `decay`; "cosine": down to 0, step by step; "cosine-epoch": the same,
+            epoch by epoch.
         decay: shares of the run, such as 0.6 and 0.8.
         crop_scale: least and greatest share of the image's area that a crop covers.
+        head_init: see `HeadInit`.
     """
 
     epochs: int
     batch_size: int
     lr_backbone: float | None
     lr_head: float
-    schedule: Literal["steps", "cosine"] = "steps"
+    schedule: ClassifierSchedule = "step"
     decay: tuple[float, ...] = ()
     gamma: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 0.0
     crop_scale: tuple[float, float] = (0.08, 1.0)
+    head_init: HeadInit = "normal"
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
         """What the learning rates are multiplied by at this step.
@@ -73,23 +76,36 @@ class Recipe:
         >>> Recipe(10, 256, None, 30.0, decay=(0.6, 0.8)).factor(6 * 5, 5)
         0.1
         """
-        if self.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * step / (self.epochs * steps_per_epoch)))
         epoch = step // steps_per_epoch
-        return self.gamma ** sum(epoch >= round(share * self.epochs) for share in self.decay)
+        match self.schedule:
+            case "step":
+                return self.gamma ** sum(epoch >= round(share * self.epochs) for share in self.decay)
+            case "cosine":
+                return 0.5 * (1 + math.cos(math.pi * step / (self.epochs * steps_per_epoch)))
+            case "cosine-epoch":
+                return 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
 
 
 class Classifier(nn.Module):
     """A backbone and a linear layer: normalized images to one score per class."""
 
-    def __init__(self, backbone: Backbone, classes: int, *, trained_backbone: bool, seed: int) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: int,
+        *,
+        trained_backbone: bool,
+        seed: int,
+        head_init: HeadInit = "normal",
+    ) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(trained_backbone)
         self.trained_backbone = trained_backbone
         with seeded(seed):
             self.head = nn.Linear(backbone.width, classes)
-            nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
+            if head_init == "normal":
+                nn.init.normal_(self.head.weight, std=0.01)
+                nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Images, autocast: torch.dtype | None = None) -> Features:
         """Scores, one per class; `autocast` is what the backbone computes in, None for float32."""
@@ -216,7 +232,9 @@ class _Training:
     ) -> "_Training":
         """At the first epoch, with a copy of the encoder's backbone."""
         backbone, trained = copy.deepcopy(encoder.backbone), recipe.lr_backbone is not None
-        model = Classifier(backbone, classes, trained_backbone=trained, seed=seed).to(device())
+        model = Classifier(
+            backbone, classes, trained_backbone=trained, seed=seed, head_init=recipe.head_init
+        ).to(device())
         labels = np.zeros(len(train.source), np.int64)
         labels[train.indices] = train.labels
         plan = Plan(train.indices, recipe.batch_size, seed)

@@ -1,4 +1,4 @@
-"""`tinyseed evaluate knn`: weighted k-NN on frozen features."""
+"""`tinyseed evaluate knn`: k-NN with weighted or equal votes on frozen features."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -7,7 +7,7 @@ from tinyseed.errors import argument
 from tinyseed.evaluation.base import EvaluationSpec, Measurement, Resume
 from tinyseed.evaluation.parts import features, models, neighbors, splits
 from tinyseed.settings.base import Range
-from tinyseed.settings.evaluation import BankPrecision, ModelEvaluationSettings
+from tinyseed.settings.evaluation import BankPrecision, ModelEvaluationSettings, RecipeSettings
 
 USUAL_K = (10, 20, 200)
 
@@ -15,15 +15,17 @@ Weighting = Literal["weighted", "majority", "both"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnSettings(ModelEvaluationSettings):
+class KnnSettings(RecipeSettings, ModelEvaluationSettings):
     """Settings of `tinyseed evaluate knn`."""
 
-    RANGES: ClassVar = {"k": Range(1)}
+    RANGES: ClassVar = {"k": Range(1), "temperature": Range(0, above=True)}
 
     k: tuple[int, ...] = ()
     """Numbers of nearest neighbors that vote; by default 10, 20 and 200, as far as there are enough training images."""
     weighting: Weighting = "weighted"
-    """Weight of a vote: weighted: exp(cosine similarity / 0.07); majority: 1; both: report metrics of each."""
+    """Weight of a vote: weighted: exp(cosine similarity / `temperature`); majority: 1; both: report metrics of each."""
+    temperature: float = 0.07
+    """Temperature of weighted votes; the smaller, the more the nearest neighbors count."""
     bank_precision: BankPrecision = "auto"
     """Bits per number of the features that are kept; auto: 32, but 16 where that would take more than 4 GiB."""
 
@@ -41,6 +43,7 @@ def measure(
         splits,
         k=settings.k,
         weighting=settings.weighting,
+        temperature=settings.temperature,
         workers=settings.workers,
         precision=settings.bank_precision,
     )
@@ -54,6 +57,7 @@ def measure_knn(
     *,
     k: tuple[int, ...] = (),
     weighting: Weighting = "weighted",
+    temperature: float = 0.07,
     workers: int = 0,
     precision: BankPrecision = "auto",
 ) -> Measurement:
@@ -70,6 +74,7 @@ def measure_knn(
                 tested.features.to(features.device()),
                 tested.labels,
                 k=k or usual,
+                temperature=temperature,
                 weighting=way,
                 leave_one_out=splits.same,
             )

@@ -1,7 +1,7 @@
 """`tinyseed evaluate linear`: a linear probe on frozen features.
 
 There are two protocols: "fast" solves logistic regression on features of the center crop, exactly; "moco" trains with
-SGD on random crops as MoCo did.
+SGD on random crops as MoCo and SEED did.
 """
 
 from dataclasses import dataclass
@@ -11,11 +11,17 @@ from typing import ClassVar, Literal
 from tinyseed.evaluation.base import EvaluationSpec, Measurement, Resume
 from tinyseed.evaluation.parts import classifier, features, logistic, metrics, models, splits
 from tinyseed.settings.base import Range
-from tinyseed.settings.evaluation import BankPrecision, ModelEvaluationSettings, TrainingSettings
+from tinyseed.settings.evaluation import (
+    BankPrecision,
+    ClassifierSchedule,
+    ModelEvaluationSettings,
+    RecipeSettings,
+    TrainingSettings,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearSettings(TrainingSettings, ModelEvaluationSettings):
+class LinearSettings(TrainingSettings, RecipeSettings, ModelEvaluationSettings):
     """Settings of `tinyseed evaluate linear`."""
 
     RANGES: ClassVar = {
@@ -24,6 +30,7 @@ class LinearSettings(TrainingSettings, ModelEvaluationSettings):
         "epochs": Range(1),
         "batch_size": Range(1),
         "lr": Range(0),
+        "weight_decay": Range(0),
     }
 
     protocol: Literal["fast", "moco"] = "fast"
@@ -36,11 +43,16 @@ class LinearSettings(TrainingSettings, ModelEvaluationSettings):
     bank_precision: BankPrecision = "auto"
     """fast: bits per number of the features that are kept; auto: 32, but 16 where that would take more than 4 GiB."""
     epochs: int = 100
-    """moco: passes over the training images; the learning rate is divided by 10 after 60 % and 80 % of them."""
+    """moco: passes over the training images."""
     batch_size: int = 256
     """moco: images per step."""
     lr: float = 30.0
     """moco: learning rate for a batch size of 256; it is scaled linearly with the batch size."""
+    schedule: ClassifierSchedule = "step"
+    """moco: learning rate schedule; step: division by 10 after 60 % and 80 % of the epochs; cosine: half a cosine down
+    to 0, set at each step; cosine-epoch: the same, set at each epoch."""
+    weight_decay: float = 0.0
+    """moco: weight decay of the linear layer."""
 
     @property
     def all_seeds(self) -> range:
@@ -100,14 +112,25 @@ def measure_probe(
 def _measure_sgd(
     encoder: "models.Encoder", splits: "splits.Splits", settings: LinearSettings, resume: Resume
 ) -> Measurement:
-    """MoCo's protocol: a frozen backbone, SGD without weight decay, random crops and mirror images.
+    """MoCo's and SEED's protocol: a frozen backbone, SGD without weight decay, random crops and mirror images.
 
     Source: He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020, section 4.1;
-        the authors' main_lincls.py (lr 30 for a batch of 256, 100 epochs, a tenth at 60 and 80).
-    Differs: the last epoch is measured, not the best one on the test images; an incomplete last batch is dropped.
+        the authors' main_lincls.py (lr 30 for a batch of 256, 100 epochs, a tenth at 60 and 80); Fang et al., SEED,
+        ICLR 2021, section 4.2, and its main_lincls.py, which are the same (lr 3 for MobileNet and EfficientNet).
+    Differs: the last epoch is measured, not the best one on the test images; an incomplete last batch is dropped. The
+        learning rate scales with a batch that is not 256, as in SEED's code but not in MoCo's, and without the five
+        epochs in which SEED's rises from the unscaled one.
     """
     batch = min(settings.batch_size, len(splits.train))
-    recipe = classifier.Recipe(settings.epochs, batch, None, settings.lr, decay=(0.6, 0.8))
+    recipe = classifier.Recipe(
+        settings.epochs,
+        batch,
+        None,
+        settings.lr,
+        schedule=settings.schedule,
+        decay=(0.6, 0.8),
+        weight_decay=settings.weight_decay,
+    )
 
     def run(seed: int) -> Measurement:
         return classifier.fit_and_measure(

@@ -12,6 +12,9 @@ from tinyseed.errors import InputError
 from tinyseed.evaluation.search import Neighbors, nearest
 from tinyseed.shapes import Indices
 
+TOP = 5
+"""Ranks in which a right class counts for top-5."""
+
 VOTE_NUMBERS = 1 << 22
 """Votes [n, classes] held at once: 32 MB."""
 
@@ -23,7 +26,8 @@ class KnnResult:
     Attributes:
         k: neighbors that voted.
         top1: share of the tested images whose class got the most votes, 0 to 1.
-        top5: share whose class was among the five with the most votes, and had a vote at all.
+        top5: share whose class was among the five with the most votes, or among the k with k below 5. Classes without
+            a vote come last, in their order.
         tested: labeled test images.
         voters: labeled train images.
         unlabeled: images of either split that were left out because they have no label.
@@ -59,7 +63,7 @@ def knn(
         test_labels: classes in the numbering of `train_labels` (see `align_labels`), -1 for unlabeled.
         k: neighbors that vote; several numbers share one search.
         temperature: a neighbor of similarity s votes with weight exp(s / temperature) ("weighted").
-        weighting: "weighted", or "majority": one vote each.
+        weighting: "weighted", or "majority": one vote each. Of classes with equal votes the lowest number wins.
         leave_one_out: `test` is `train`, and no image counts as its own neighbor.
 
     Returns:
@@ -70,7 +74,10 @@ def knn(
         RunError: features that are not finite.
 
     Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018,
-        section 3.4 (weights exp(s/0.07), k 200).
+        section 3.4 (weights exp(s/0.07), k 200); top-5 as in DINO's eval_knn.py; ties as in scikit-learn's
+        KNeighborsClassifier.
+    Differs: an image of a class that no train image has counts as wrong; DINO's code, which always has all classes,
+        might count it among the five by the classes' order.
     """
     if leave_one_out and len(train) != len(test):
         raise ValueError(
@@ -81,14 +88,15 @@ def knn(
     _refuse(k, voter_labels, tested_labels, leave_one_out=leave_one_out)
     neighbors = nearest(tested, voters, max(k), exclude_self=leave_one_out)
     left_out = len(train) - len(voters) + (0 if leave_one_out else len(test) - len(tested))
-    absent = int((~torch.isin(tested_labels, voter_labels)).sum())
+    known = torch.isin(tested_labels, voter_labels)
     results = []
     for number in k:
         first = Neighbors(*(part[:, :number].cpu() for part in neighbors))
-        right = (
-            vote(first, voter_labels, temperature=temperature, weighting=weighting) == tested_labels[:, None]
-        )
+        ranks = min(TOP, number)
+        ranked = vote(first, voter_labels, temperature=temperature, weighting=weighting, ranks=ranks)
+        right = (ranked == tested_labels[:, None]) & known[:, None]
         top1, top5 = (float(hits.double().mean()) for hits in (right[:, 0], right.any(1)))
+        absent = len(known) - int(known.sum())
         results.append(KnnResult(number, top1, top5, len(tested), len(voters), left_out, absent))
     return tuple(results)
 
@@ -144,12 +152,12 @@ def vote(
     *,
     temperature: float = 0.07,
     weighting: Literal["weighted", "majority"] = "weighted",
-    ranks: int = 5,
-) -> Int64[Tensor, "n ranks"]:
-    """Classes by votes, most votes first; -1 where no further class got a vote.
+    ranks: int = TOP,
+) -> Int64[Tensor, "n _"]:
+    """Classes by votes, most votes first: `ranks` of them, or all if there are fewer.
 
-    Of classes with equal votes the one that holds the nearest neighbor comes first. Sums are float64 on the
-    CPU in a fixed order, so the same neighbors always elect the same class.
+    Of classes with equal votes the lowest number comes first, so classes without a vote come last in their order. Sums
+    are float64 on the CPU in a fixed order, so the same neighbors always elect the same class.
 
     Args:
         neighbors: nearest first, on the CPU.
@@ -174,13 +182,11 @@ def vote(
 
 def _elect(
     voted: Int64[Tensor, "n k"], weights: Float[Tensor, "n k"], classes: int, ranks: int
-) -> Int64[Tensor, "n ranks"]:
+) -> Int64[Tensor, "n _"]:
     sums = torch.zeros(len(voted), classes, dtype=weights.dtype).scatter_add_(1, voted, weights)
-    standing = sums.gather(1, voted)  # each neighbor stands where its class does
     ranked = []
-    for _ in range(ranks):
-        most = standing.amax(1)
-        winner = voted.gather(1, standing.argmax(1, keepdim=True))  # of equals the first, so the nearest
-        ranked.append(torch.where(most < 0, -1, winner[:, 0]))
-        standing = standing.masked_fill(voted == winner, -1.0)
-    return torch.stack(ranked, 1)
+    for _ in range(min(ranks, classes)):
+        winner = sums.argmax(1, keepdim=True)  # of equals the first, so the lowest number
+        ranked.append(winner)
+        sums.scatter_(1, winner, -1.0)
+    return torch.cat(ranked, 1)

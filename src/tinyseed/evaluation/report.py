@@ -127,7 +127,7 @@ def command(evaluation: str, settings: EvaluationSettings) -> str:
     words = ["tinyseed", "evaluate", evaluation]
     for setting in sorted(dataclasses.fields(settings), key=lambda field: field.name not in _FIRST):
         value = getattr(settings, setting.name)
-        if value in (setting.default, None, ()) or value is False:
+        if value in (setting.default, None, ()) or value is False or setting.name == "recipe":
             continue
         words.append(flag(setting.name))
         if value is not True:

@@ -6,7 +6,7 @@ Random init, the baseline (if given), the student and the teacher are measured b
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from tinyseed.errors import argument
 from tinyseed.evaluation import knn, linear, semi
@@ -40,6 +40,8 @@ class RetentionSettings(semi.FineTuneSettings):
     """The large model that the student was trained to reproduce."""
     baseline: str | None = field(default=None, metadata={"alias": "alone"})
     """The student's backbone trained without a teacher, to compare with."""
+    model_output: Literal["backbone", "head", "trunk"] = "backbone"
+    """What is evaluated of each model: the backbone's features, or the unit-length embedding after its head."""
     threads: int = 1
     """Number of processor threads for measuring the time per image."""
     quick: bool = False
@@ -58,8 +60,10 @@ def subjects(settings: RetentionSettings) -> tuple[Subject, ...]:
 def _open(role: str, settings: RetentionSettings) -> Subject:
     setting = "baseline" if role == "alone" else role
     name = getattr(settings, setting)
-    with argument(setting, arch=setting):
-        encoder = run.open_model(name, settings.image_size, round_size=role == "teacher")
+    with argument(setting, arch=setting, output="model_output"):
+        encoder = run.open_model(
+            name, settings.image_size, output=settings.model_output, round_size=role == "teacher"
+        )
     return Subject(role, name, encoder)
 
 

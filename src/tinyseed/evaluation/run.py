@@ -21,12 +21,12 @@ from tinyseed.evaluation.base import (
 )
 from tinyseed.evaluation.report import Report, report_folder, settings_json, versions, write_report
 from tinyseed.evaluation.splits import open_splits
-from tinyseed.models.encoder import Encoder
-from tinyseed.models.spec import ModelSpec
+from tinyseed.models.encoder import Encoder, embedding_as_features
+from tinyseed.models.spec import ModelSpec, Output
 from tinyseed.settings.evaluation import EvaluationSettings, ModelEvaluationSettings
 from tinyseed.signals import Stopped, StopRequest, stop_request
 
-INDIFFERENT = ("out", "workers")
+INDIFFERENT = ("out", "workers", "recipe")
 """Settings that change no metric: an evaluation that was stopped may be resumed with others."""
 
 
@@ -108,13 +108,20 @@ def _report(
 
 def _the_model(settings: ModelEvaluationSettings) -> tuple[Subject, ...]:
     """The model in `model`, as the only subject of an evaluation."""
-    with argument("model", arch="model_arch"):
-        encoder = open_model(settings.model, settings.image_size, arch=settings.model_arch)
+    with argument("model", arch="model_arch", output="model_output"):
+        encoder = open_model(
+            settings.model, settings.image_size, arch=settings.model_arch, output=settings.model_output
+        )
     return (Subject("model", settings.model, encoder),)
 
 
 def open_model(
-    spec: str, image_size: int | Literal["auto"], *, arch: str | None = None, round_size: bool = False
+    spec: str,
+    image_size: int | Literal["auto"],
+    *,
+    arch: str | None = None,
+    output: Output = "backbone",
+    round_size: bool = False,
 ) -> Encoder:
     """A model in evaluation mode whose input contract has this image size.
 
@@ -122,10 +129,13 @@ def open_model(
         spec: a run folder, a checkpoint file or its URL, or a backbone's name.
         image_size: in pixels; "auto": what the model was trained with.
         arch: architecture of a checkpoint file that does not specify it.
+        output: what its features are: the backbone's, or for "head" the embedding.
         round_size: raise the size to the next that the model can take (a multiple of a ViT's patch).
 
     Raises:
-        InputError: there is no such model, or it cannot take images of this size.
+        InputError: there is no such model, it has no head, or it cannot take images of this size.
     """
     size = None if image_size == "auto" else image_size
-    return load_model(ModelSpec(spec, arch=arch, image_size=size, round_size=round_size))
+    wanted = "head" if output == "head" else "auto"
+    encoder = load_model(ModelSpec(spec, arch=arch, output=wanted, image_size=size, round_size=round_size))
+    return embedding_as_features(encoder) if output == "head" else encoder

@@ -4,7 +4,8 @@ Source: Caron et al., "Unsupervised Learning of Visual Features by Contrasting C
     2020, section 4.1; the authors' eval_semisup.py and README (batch 8 × 32, 20 epochs, a fifth at 12 and 16, momentum
     0.9, no weight decay; learning rates of backbone and head 0.02 and 5 for 1 %, 0.01 and 0.2 for 10 %).
 Differs: the last epoch is measured, not the best one on the test images; an incomplete last batch is dropped; learning
-    rates scale with a batch that is not 256; small subsets take smaller batches and more epochs.
+    rates scale with a batch that is not 256; small subsets take smaller batches and more epochs; the head begins as in
+    linear probes, unless `head_init` is "uniform".
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,12 @@ from tinyseed.errors import InputError, argument
 from tinyseed.evaluation.base import EvaluationSpec, Measurement, Resume
 from tinyseed.evaluation.parts import classifier, label_subset, models, splits
 from tinyseed.settings.base import Range
-from tinyseed.settings.evaluation import ModelEvaluationSettings, TrainingSettings
+from tinyseed.settings.evaluation import (
+    HeadInit,
+    ModelEvaluationSettings,
+    RecipeSettings,
+    TrainingSettings,
+)
 
 FEW = 0.03
 """Up to this share of the labels SwAV's learning rates for 1 % are used, above it those for 10 %."""
@@ -48,6 +54,10 @@ class FineTuneSettings(TrainingSettings):
     lr_head: float | Literal["auto"] = "auto"
     """Learning rate of the head for a batch size of 256; auto: 5 for up to 3 % of the labels, else 0.2."""
 
+    head_init: HeadInit = "normal"
+    """Initial weights of the head: normal with standard deviation 0.01 and no bias; uniform: torch's own, as in SwAV's
+    code."""
+
     def check(self) -> None:
         """Refuse settings that are out of range."""
         super().check()
@@ -56,7 +66,7 @@ class FineTuneSettings(TrainingSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SemiSettings(FineTuneSettings, ModelEvaluationSettings):
+class SemiSettings(FineTuneSettings, RecipeSettings, ModelEvaluationSettings):
     """Settings of `tinyseed evaluate semi`."""
 
     subset: tuple[str, ...] = ()
@@ -161,6 +171,7 @@ def recipe_for(
         head if settings.lr_head == "auto" else settings.lr_head,
         decay=(0.6, 0.8),
         gamma=0.2,
+        head_init=settings.head_init,
     )
     return recipe, notes
 

@@ -1,6 +1,8 @@
 """What all methods with a teacher share: which views both networks see, and which channels the teacher sees."""
 
-from tinyseed.data.augmentation import View, ViewSettings
+from dataclasses import replace
+
+from tinyseed.data.augmentation import View, ViewSettings, published
 from tinyseed.errors import MISSING, InputError
 from tinyseed.methods.base import Group, Method
 from tinyseed.methods.parts import contract, encoder, render, shapes, teacher, torch
@@ -53,6 +55,18 @@ class Distillation(Method):
     def _teacher(self) -> "teacher.Teacher":
         assert self.teacher is not None
         return self.teacher
+
+
+def augmentation(settings: DistillSettings) -> ViewSettings:
+    """The random augmentation of the views: a published one, with crops and jitter of its own where they are given."""
+    drawn = published(settings.augmentation, settings.blur_probability)
+    if settings.crop_scale:
+        low, high = settings.crop_scale
+        drawn = replace(drawn, crop_scale=(low, high))
+    if settings.color_jitter:
+        names = ("brightness", "contrast", "saturation", "hue")
+        drawn = replace(drawn, **dict(zip(names, settings.color_jitter, strict=True)))
+    return drawn
 
 
 def prepared(view: "shapes.Images", expected: "contract.InputContract") -> "shapes.ImagesOfAnySize":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from tinyseed.data.addressed import permutation
-from tinyseed.data.augmentation import View, ViewSettings
+from tinyseed.data.augmentation import View, published
 from tinyseed.methods.base import Forward, Group, Method, MethodSpec, Setup, StepOutput
 from tinyseed.methods.parts import contrast, encoder, queues, render, shapes, torch
 from tinyseed.settings.base import Range
@@ -52,7 +52,7 @@ class MoCoV1Settings(MoCoSettings):
     projector: Literal["mlp", "linear"] = "linear"
     augmentation: Literal["v2", "v1"] = "v1"
     blur_probability: float = 0.0
-    schedule: Literal["cosine", "step"] = "step"
+    schedule: Literal["cosine", "step", "cosine-epoch"] = "step"
 
 
 class MoCo(Method):
@@ -77,12 +77,8 @@ class MoCo(Method):
 
         Differs: v1's code converts views to grayscale before the jitter; here that always comes after it.
         """
-        blur = self.settings.blur_probability
-        match self.settings.augmentation:
-            case "v2":
-                drawn = ViewSettings(blur_probability=blur)
-            case "v1":
-                drawn = ViewSettings(hue=0.4, jitter_probability=1.0, blur_probability=blur)
+        settings = self.settings
+        drawn = published(f"moco-{settings.augmentation}", settings.blur_probability)
         return (View(drawn, image_size),) * 2
 
     def step(self, forward: Forward, views: "tuple[shapes.Images, ...]", step: int) -> StepOutput:

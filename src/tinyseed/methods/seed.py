@@ -1,15 +1,18 @@
 """SEED: a student learns where a frozen teacher places an image among a queue of others.
 
 Source: Fang et al., SEED: Self-supervised Distillation for Visual Representation, ICLR 2021 (arXiv 2101.04731).
+Differs: the queue begins empty; the published code's begins with random unit rows, which its first 256 steps replace.
+That code also has a teacher's temperature of 1e-4 in place of the paper's 0.01, and sets the learning rate once per
+epoch: see the recipe seed-imagenet-code. Its second script, with six small crops beside the view, is left out here.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from tinyseed.data.augmentation import View, ViewSettings
+from tinyseed.data.augmentation import View
 from tinyseed.methods.base import Forward, Group, MethodSpec, Setup, StepOutput
-from tinyseed.methods.distillation import Distillation, teacher_bands
+from tinyseed.methods.distillation import Distillation, augmentation, teacher_bands
 from tinyseed.methods.parts import encoder, queues, shapes, teacher
 from tinyseed.methods.parts import seed as objective
 from tinyseed.settings.base import Range
@@ -60,7 +63,7 @@ class Seed(Distillation):
 
     def views(self, image_size: int) -> tuple[View, ...]:
         """One."""
-        return (self.view(ViewSettings(blur_probability=self.settings.blur_probability), image_size),)
+        return (self.view(augmentation(self.settings), image_size),)
 
     def step(self, forward: Forward, views: "tuple[shapes.Images, ...]", step: int) -> StepOutput:
         """Both networks see the same view; the loss compares where they place it (paper, equations 1 to 4)."""

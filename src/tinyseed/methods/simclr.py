@@ -7,13 +7,11 @@ Source: Chen et al., A Simple Framework for Contrastive Learning of Visual Repre
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from tinyseed.data.augmentation import View, color_distortion
+from tinyseed.data.augmentation import SIMCLR_CROPS, View, color_distortion
 from tinyseed.methods.base import Forward, Group, Method, MethodSpec, Setup, StepOutput
 from tinyseed.methods.parts import contrast, encoder, render, shapes, torch
 from tinyseed.settings.base import Range
 from tinyseed.settings.train import PretrainSettings, check_batch_has_pairs
-
-CROP_SCALE = (0.08, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +54,7 @@ class SimCLR(Method):
     def views(self, image_size: int) -> tuple[View, ...]:
         """Two, drawn alike."""
         settings = self.settings
-        drawn = color_distortion(settings.color_strength, CROP_SCALE, settings.blur_probability)
+        drawn = color_distortion(settings.color_strength, SIMCLR_CROPS, settings.blur_probability)
         return (View(drawn, image_size),) * 2
 
     def step(self, forward: Forward, views: "tuple[shapes.Images, ...]", step: int) -> StepOutput:

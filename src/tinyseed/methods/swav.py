@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from tinyseed.data.augmentation import View, color_distortion
+from tinyseed.data.augmentation import SWAV_CROPS, View, color_distortion
 from tinyseed.errors import InputError
 from tinyseed.methods.base import Forward, Group, Method, MethodSpec, Setup, StepOutput
 from tinyseed.methods.parts import cluster, encoder, functional, prototypes, queues, render, torch
 from tinyseed.settings.base import Range
-from tinyseed.settings.train import PretrainSettings, TrainSettings, check_batch_has_pairs
+from tinyseed.settings.train import PretrainSettings, TrainSettings, check_batch_has_pairs, check_scale
 
 SMALLEST_CROP = 8
 """Side in pixels of the smallest crop that "auto" chooses; it chooses multiples of this."""
@@ -37,7 +37,7 @@ class SwAVSettings(PretrainSettings):
     """Number of further crops that the codes are predicted from."""
     small_crop_size: int | Literal["auto"] = "auto"
     """Side length of the small crops in pixels; auto: 3/7 of the image size (96 of 224) in steps of 8."""
-    large_crop_scale: tuple[float, float] = (0.14, 1.0)
+    large_crop_scale: tuple[float, float] = SWAV_CROPS
     """Smallest and largest fraction of the image's area that a large crop covers."""
     small_crop_scale: tuple[float, float] = (0.05, 0.14)
     """Smallest and largest fraction of the image's area that a small crop covers."""
@@ -79,12 +79,7 @@ class SwAVSettings(PretrainSettings):
         super().check()
         check_batch_has_pairs(self)
         for name in ("large_crop_scale", "small_crop_scale"):
-            value = getattr(self, name)
-            pair = isinstance(value, tuple) and all(isinstance(end, int | float) for end in value)
-            if not (pair and len(value) == 2 and 0 < value[0] <= value[1] <= 1):
-                given = " ".join(map(str, value)) if isinstance(value, tuple) else value
-                remedy = "give two fractions, 0 < low ≤ high ≤ 1, such as 0.14 1"
-                raise InputError(given, remedy, argument=name)
+            check_scale(name, getattr(self, name))
 
     def settled(self, images: int) -> TrainSettings:
         """The same settings with the size of the small crops chosen."""
@@ -106,7 +101,9 @@ class SwAV(Method):
     sums over processes count each row once.
 
     Differs: with gradient accumulation codes are computed from a micro-batch, on all processes. The published code
-    fills each process' queue with its own images; the rows that all of them hold together are the same.
+    fills each process' queue with its own images; the rows that all of them hold together are the same. It divides
+    colors by standard deviations of 0.228, 0.224 and 0.225, where ImageNet's first is 0.229. Its freezing of the
+    prototypes is given in steps: 313 or 5,005, which is an epoch of ImageNet.
     """
 
     def __init__(

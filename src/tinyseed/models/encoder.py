@@ -28,7 +28,7 @@ class Projector(nn.Sequential):
 
     def __init__(self, kind: ProjectorKind, width: int, dim: int, hidden: int) -> None:
         super().__init__(*_layers(kind, width, dim, hidden))
-        self.kind = kind
+        self.kind: ProjectorKind = kind
         self.width = width
         self.dim = dim
         self.hidden = hidden
@@ -112,6 +112,13 @@ class Encoder(nn.Module):
         """Embeddings of the backbone's outputs, as `forward` gives them."""
         rows = features if self.projector is None else self.projector(features)
         return functional.normalize(_at_least_float32(rows), dim=1, eps=_SMALLEST_NORM)
+
+
+def embedding_as_features(encoder: Encoder) -> Encoder:
+    """An encoder whose features are the embedding of this one: unit rows of the whole network, head included."""
+    whole = Backbone(encoder, encoder.backbone.build, encoder.input, encoder.dim)
+    whole.training = encoder.training
+    return Encoder(whole)
 
 
 def _at_least_float32(rows: Tensor) -> Tensor:

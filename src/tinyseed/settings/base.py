@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from tinyseed.errors import InputError
 
@@ -44,6 +44,10 @@ class Settings:
         Raises:
             InputError: names the first setting that is out of its range, or does not go with another one.
         """
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                raise InputError(value, f"give one of {', '.join(map(str, get_args(hint)))}", argument=name)
         for kind in reversed(type(self).__mro__):
             for name, limits in vars(kind).get("RANGES", {}).items():
                 for value in _numbers(name, getattr(self, name)):

@@ -9,6 +9,14 @@ from tinyseed.settings.base import Range, Settings
 BankPrecision = Literal["auto", "32", "16"]
 """Bits per number of features that are kept."""
 
+ClassifierSchedule = Literal["step", "cosine", "cosine-epoch"]
+"""The learning rate of a classifier in training: see `classifier.Recipe`."""
+
+HeadInit = Literal["normal", "uniform"]
+"""Initial weights of a new linear layer: "normal" with standard deviation 0.01 and a bias of 0, as in MoCo's and SwAV's
+linear probes; "uniform" up to ± 1 / √width, the bias too, as torch initializes it and SwAV's eval_semisup.py leaves
+it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings(Settings):
@@ -47,6 +55,14 @@ class TrainingSettings(EvaluationSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecipeSettings(EvaluationSettings):
+    """The settings of an evaluation that has recipes."""
+
+    recipe: str | None = None
+    """Named settings to start from (see `tinyseed recipes`); flags given beside it take precedence."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelEvaluationSettings(EvaluationSettings):
     """The settings of an evaluation of one model."""
 
@@ -54,3 +70,6 @@ class ModelEvaluationSettings(EvaluationSettings):
     """Model to evaluate: a run folder, a checkpoint file or its URL, a backbone's name, or random:NAME."""
     model_arch: str | None = None
     """Architecture (a backbone's name) of a checkpoint file that does not specify it."""
+    model_output: Literal["backbone", "head", "trunk"] = "backbone"
+    """What is evaluated: the backbone's features ("trunk" means the same), or the unit-length embedding after the
+    head."""

@@ -9,6 +9,9 @@ from typing import Any, ClassVar, Literal
 from tinyseed.errors import MISSING, InputError
 from tinyseed.settings.base import Range, Settings, words
 
+Augmentation = Literal["moco-v2", "moco-v1", "simclr", "swav"]
+"""Augmentations by the method that was published with them; `data/augmentation.py: published`."""
+
 FREE_ON_RESUME = frozenset(
     {"resume", "workers", "devices", "checkpoint_minutes", "log_every", "data", "val_data", "out", "teacher"}
     | {"teacher_weights", "teacher_arch", "validation_images", "evaluate_every", "recipe"}
@@ -86,8 +89,10 @@ class TrainSettings(ChannelSettings):
     """Learning rate for a batch size of 256; it is scaled linearly with the batch size."""
     final_lr: float = 0.0
     """Learning rate at the end of the cosine schedule, also for a batch size of 256."""
-    schedule: Literal["cosine", "step"] = "cosine"
-    """Learning rate schedule after the warm-up: half a cosine, or division by ten at 60 % and 80 % of the run."""
+    schedule: Literal["cosine", "step", "cosine-epoch"] = "cosine"
+    """Learning rate schedule; cosine: half a cosine after the warm-up; step: division by ten at 60 % and 80 % of the
+    run; cosine-epoch: as in MoCo's and SEED's code, set once per epoch, a cosine over the whole run whose first epochs
+    the warm-up replaces."""
     momentum: float = 0.9
     """Momentum of SGD and LARS."""
     weight_decay: float = 1e-4
@@ -96,6 +101,9 @@ class TrainSettings(ChannelSettings):
     """Parameters that LARS adapts and decays: weights without biases and norms (SimCLR), or all (SwAV)."""
     warmup_epochs: float | Literal["auto"] = "auto"
     """Epochs of linear warm-up; auto: 5 (10 for SimCLR and SwAV), but at most a tenth of the run."""
+    warmup_lr: float | None = None
+    """Learning rate at which the warm-up begins, for a batch size of 256. By default one step above 0; with
+    cosine-epoch it is `lr` without scaling to the batch size."""
     seed: int = 0
     """Seed of all random choices."""
     devices: str = "auto"
@@ -135,6 +143,7 @@ class TrainSettings(ChannelSettings):
         "momentum": Range(0, 1),
         "weight_decay": Range(0),
         "warmup_epochs": Range(0),
+        "warmup_lr": Range(0),
         "seed": Range(0, 2**63 - 1),
         "nodes": Range(1),
         "workers": Range(0, 1024),
@@ -165,8 +174,13 @@ class TrainSettings(ChannelSettings):
         if self.warmup_epochs != "auto" and self.max_minutes is None and self.warmup_epochs >= self.epochs:
             remedy = f"it has to be below `epochs` {self.epochs}"
             raise InputError(self.warmup_epochs, remedy, argument="warmup_epochs")
-        if self.final_lr > self.lr:
-            raise InputError(self.final_lr, f"give a number up to `lr` {self.lr:g}", argument="final_lr")
+        if self.schedule == "cosine-epoch" and self.max_minutes is not None:
+            remedy = "goes by epochs; leave out `max_minutes`, or give cosine"
+            raise InputError(self.schedule, remedy, argument="schedule")
+        for name in ("final_lr", "warmup_lr"):
+            value = getattr(self, name)
+            if value is not None and value > self.lr:
+                raise InputError(value, f"give a number up to `lr` {self.lr:g}", argument=name)
 
     def settled(self, images: int) -> "TrainSettings":
         """The same settings with each "auto" that depends on the number of training images replaced."""
@@ -197,6 +211,14 @@ class DistillSettings(TrainSettings):
     """Side length in pixels of the views that the teacher sees; auto: the image size, or the next one it can take."""
     teacher_bands: tuple[int, ...] = ()
     """Channels, counted from 1, that the teacher sees. By default the first three, or a single channel repeated."""
+    augmentation: Augmentation = "moco-v2"
+    """Random crops and colors of the views, as published with a method: moco-v2 (crops from 0.2 of the area on, color
+    jitter 0.4 0.4 0.4 0.1), moco-v1 (0.2 and 0.4 0.4 0.4 0.4, all views), simclr (0.08 and 0.8 0.8 0.8 0.2), swav (0.14
+    and 0.8 0.8 0.8 0.2). Blur is set by `blur_probability`."""
+    crop_scale: tuple[float, ...] = ()
+    """Smallest and largest fraction of the image's area that a view covers. By default that of the augmentation."""
+    color_jitter: tuple[float, ...] = ()
+    """Largest change of brightness, contrast, saturation and hue. By default that of the augmentation."""
 
     NETWORK: ClassVar[str] = "student"
     RANGES: ClassVar = {"teacher_image_size": Range(8, 4096)}
@@ -214,6 +236,13 @@ class DistillSettings(TrainSettings):
                 have = "1 channel" if self.channels == 1 else f"{self.channels} channels"
                 remedy = f"the images have {have}; give numbers from 1 to {self.channels}"
                 raise InputError(band, remedy, argument="teacher_bands")
+        if self.crop_scale:
+            check_scale("crop_scale", self.crop_scale)
+        jitter = self.color_jitter
+        numbers = all(isinstance(value, int | float) and 0 <= value < math.inf for value in jitter)
+        if jitter and not (numbers and len(jitter) == 4 and jitter[3] <= 0.5):
+            remedy = "give four numbers of at least 0, the last (hue) up to 0.5, as in 0.4 0.4 0.4 0.1"
+            raise InputError(" ".join(map(str, jitter)), remedy, argument="color_jitter")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +256,18 @@ class PretrainSettings(TrainSettings):
 
     NETWORK: ClassVar[str] = "backbone"
     RANGES: ClassVar = {"dim": Range(1)}
+
+
+def check_scale(name: str, value: Any) -> None:  # noqa: ANN401
+    """A range of crops' shares of an image.
+
+    Raises:
+        InputError: these are not two fractions.
+    """
+    pair = isinstance(value, tuple) and all(isinstance(end, int | float) for end in value)
+    if not (pair and len(value) == 2 and 0 < value[0] <= value[1] <= 1):
+        given = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        raise InputError(given, "give two fractions, 0 < low ≤ high ≤ 1, such as 0.14 1", argument=name)
 
 
 def check_batch_has_pairs(settings: TrainSettings) -> None:
