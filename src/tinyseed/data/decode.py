@@ -41,7 +41,7 @@ with suppress(OSError, AttributeError):  # a Pillow without libtiff, or with its
 
 _TIFF_STARTS = (b"II\x2a\x00", b"MM\x00\x2a", b"II\x2b\x00", b"MM\x00\x2b", b"MM\x2a\x00", b"II\x00\x2a")
 
-_STRIP_PIXELS = 2**22
+_STRIP_PIXELS = 2**20
 """Converted at a time where the conversion needs several bytes per pixel beside its result."""
 
 _SIXTEEN_TO_EIGHT = ((np.arange(65536) + 128) // 257).astype(np.uint8)

@@ -1,8 +1,8 @@
 """What an image would cost to decode, found out from its header before memory is taken.
 
 An image may have sides of up to 100,000 pixels, take up to 1 GiB once it is 8-bit RGB (268 million pixels, as Pillow
-stores it), and up to 1.5 GiB on the way there: 4 bytes per pixel for RGB, 8 where EXIF rotates
-it, 9 with transparency, 17 for WebP. Decoders that are written in Python, and progressive JPEGs of very many scans, are limited by their time.
+stores it), and up to 1.5 GiB on the way there: 4 bytes per pixel for RGB, 8 where EXIF rotates it, 9 with transparency,
+17 for WebP. Decoders that are written in Python, and progressive JPEGs of very many scans, are limited by their time.
 """
 
 import struct

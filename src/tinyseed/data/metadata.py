@@ -93,4 +93,5 @@ def _jpeg_segment(data: bytes, position: int) -> tuple[int, bool]:
     if marker[1] == 0xFF:
         return position + 1, True
     end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return end, marker[1] not in _JPEG_DROPPED
+    is_cut = marker[1] == 0xEE and end < position + 16  # Adobe's kind of color has 12 bytes
+    return end, marker[1] not in _JPEG_DROPPED and not is_cut
