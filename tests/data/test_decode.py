@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
-from tinyseed.data import decode as decode_module
+from tinyseed.data import metadata
 from tinyseed.data.decode import BadImage, decode, to_rgb
 
 RNG = np.random.default_rng(0)
@@ -334,4 +334,4 @@ def test_draft_applies_orientation_and_leaves_other_formats():
 @given(st.binary(max_size=60))
 @example(oriented(6))
 def test_any_exif_is_an_orientation_or_none(exif):
-    assert isinstance(decode_module._orientation(exif), int)
+    assert isinstance(metadata._orientation(exif), int)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tinyseed.data import decode as decode_module
+from tinyseed.data import limits
 from tinyseed.data.decode import BadImage, decode
 
 RNG = np.random.default_rng(0)
@@ -83,7 +83,7 @@ def test_the_size_limit_is_ours_not_pillows(monkeypatch, format):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert decode(data).size == (64, 48)
     assert Image.MAX_IMAGE_PIXELS == 100
-    monkeypatch.setattr(decode_module, "MOST_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr(limits, "MOST_DECODED_BYTES", 4 * (64 * 48 - 1))
     with pytest.raises(BadImage, match="too large: 64 × 48"):
         decode(data)
 
@@ -144,7 +144,7 @@ VALID = [
 def decodes_or_is_bad(data):
     """Warnings are errors here, so that one would show as a failure."""
     with mock.patch.object(
-        decode_module, "MOST_PIXELS", 10**6
+        limits, "MOST_DECODED_BYTES", 4 * 10**6
     ):  # damaged sizes otherwise cost gigabytes of zeros
         try:
             assert decode(data).mode == "RGB"

@@ -4,6 +4,7 @@ decode_bands   encoded bytes → stored values [c, h, w], or BadImage saying why
 to_unit        stored values → float32 in [0, 1]
 """
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
@@ -14,7 +15,8 @@ import numpy as np
 from jaxtyping import Float32, Shaped
 from PIL import Image
 
-from tinyseed.data.decode import MOST_PIXELS, BadImage, decode_stored, is_tiff
+from tinyseed.data.decode import BadImage, decode_stored, is_tiff
+from tinyseed.data.limits import LONGEST_SIDE, MOST_DECODED_BYTES
 from tinyseed.errors import first_line
 
 Stored = Shaped[np.ndarray, "c h w"]
@@ -99,10 +101,7 @@ def _read_tiff(data: bytes) -> Stored:
             series, page = file.series[0], file.pages[0]
             if page.photometric == _PALETTE:
                 raise BadImage("its values are places in a palette, not intensities")
-            if series.size > MOST_PIXELS:
-                raise BadImage(
-                    f"too large: {series.size} values, more than {MOST_PIXELS // 1_000_000} million"
-                )
+            _check_cost(series, page)
             stored = _planes(series.asarray(maxworkers=1), series.axes)
             orientation = page.tags.valueof(_ORIENTATION, 1)
             inverted = page.photometric == _WHITE_IS_ZERO
@@ -115,6 +114,17 @@ def _read_tiff(data: bytes) -> Stored:
     if inverted and stored.dtype.kind == "u":
         stored = np.iinfo(stored.dtype).max - stored
     return _UPRIGHT[orientation](stored) if orientation in _UPRIGHT else stored
+
+
+def _check_cost(series: Any, page: Any) -> None:  # noqa: ANN401  (of tifffile)
+    """Before memory is taken: for the stored values, and for their 4 bytes each in [0, 1]."""
+    if max(series.shape, default=0) > LONGEST_SIDE:
+        raise BadImage(f"too large: more than {LONGEST_SIDE:,} pixels on a side")
+    tile = math.prod(page.chunks) * series.dtype.itemsize
+    needed = max(series.size * (series.dtype.itemsize + 4), tile)
+    if needed > MOST_DECODED_BYTES:
+        limit = MOST_DECODED_BYTES / 2**30
+        raise BadImage(f"too large: {needed / 2**30:.1f} GiB for its values, more than {limit:g}")
 
 
 def _planes(values: Shaped[np.ndarray, "..."], axes: str) -> Stored:

@@ -1,13 +1,15 @@
 """Encoded bytes become an upright 8-bit RGB image, or BadImage saying why.
 
-Color profiles are not applied, and of 16-bit color images Pillow keeps the upper byte.
+The format is seen from the first bytes, and only decoders that read nothing but these bytes are used. Color profiles
+are not applied, and of 16-bit color images Pillow keeps the upper byte.
 """
 
-import struct
+import ctypes
+import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from io import BytesIO
 
 import numpy as np
@@ -17,25 +19,30 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from tinyseed.data.limits import MOST_DECODED_BYTES, TooLarge, check_cost, check_header
+from tinyseed.data.metadata import turn_of, without_metadata
 from tinyseed.errors import first_line
 
-MOST_PIXELS = 500_000_000
-"""Larger images are refused: 500 MP are 2 GB once decoded. (WebP has a limit of its own in Pillow, 179 MP.)"""
+try:
+    from PIL import AvifImagePlugin
+
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # images are decoded side by side already
+except ImportError:  # before Pillow 11.3
+    AvifImagePlugin = None
+
+# BadImage says what is wrong with a file; Pillow and libtiff would also write a line to the terminal for each.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+with suppress(OSError, AttributeError):  # a Pillow without libtiff, or with its functions hidden
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 _TIFF_STARTS = (b"II\x2a\x00", b"MM\x00\x2a", b"II\x2b\x00", b"MM\x00\x2b", b"MM\x2a\x00", b"II\x00\x2a")
 
-_UPRIGHT = {  # EXIF orientation → what undoes it
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_STRIP_PIXELS = 2**20
+"""Converted at a time where the conversion needs several bytes per pixel beside its result."""
 
 _SIXTEEN_TO_EIGHT = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
@@ -54,7 +61,7 @@ class _Jpeg(JpegImageFile):
 
 
 def decode(data: bytes, *, draft_size: int | None = None) -> Image.Image:
-    """Decode JPEG, PNG, WebP, BMP, TIFF or GIF (first frame).
+    """Decode JPEG, PNG, WebP, AVIF, BMP, TIFF, GIF or PPM; of several frames the first.
 
     EXIF orientation is applied. Transparent images are put on white. 16-bit grayscale is scaled by 1/257. Integers
     of 32 bits count as 8 or 16 bits if they fit, floats as 0 to 1; anything else is stretched from its smallest to
@@ -69,7 +76,7 @@ def decode(data: bytes, *, draft_size: int | None = None) -> Image.Image:
         An upright image of mode RGB, never smaller than draft_size unless the file is.
 
     Raises:
-        BadImage: empty, of another format, damaged, truncated, or of more than 500 MP.
+        BadImage: empty, of another format, damaged, truncated, or larger than `limits` allows.
     """
     return _decoded(data, draft_size, to_rgb)
 
@@ -97,17 +104,41 @@ def _decoded(
 ) -> Image.Image:
     opener = _opener(data)
     try:
-        with _undisturbed() if _may_warn(opener, data) else nullcontext():
-            image = opener(BytesIO(data))
-            _check_size(image)
-            if draft_size is not None and opener is _Jpeg:
-                _draft(image, draft_size)
-            image.load()
-        return _upright(convert(image), image)
+        return _loaded(opener, data, draft_size, convert)
     except BadImage:
         raise
+    except (TooLarge, Image.DecompressionBombError) as error:
+        raise BadImage(f"too large: {first_line(error)[:120]}") from error
+    except MemoryError as error:
+        raise BadImage("not enough memory to decode it") from error
     except Exception as error:
+        bare = without_metadata(data)
+        if bare != data:  # are the pixels damaged, too?
+            try:
+                return _decoded(bare, draft_size, convert)
+            except BadImage:
+                pass
         raise BadImage(f"damaged {opener.format}: {first_line(error)[:120]}") from error
+
+
+def _loaded(
+    opener: type[ImageFile.ImageFile],
+    data: bytes,
+    draft_size: int | None,
+    convert: Callable[[Image.Image], Image.Image],
+) -> Image.Image:
+    check_header(data)
+    with _undisturbed() if _may_warn(opener, data) else nullcontext():
+        image = opener(BytesIO(data))
+        full = image.size
+        if draft_size is not None and opener is _Jpeg:
+            _draft(image, draft_size)
+        check_cost(image, data, full, turned=turn_of(image.info) is not None)
+        image.load()
+    # Pillow itself has turned a TIFF. A PNG's EXIF may stand behind its pixels.
+    turn = None if isinstance(image, TiffImageFile) else turn_of(image.info)
+    image = convert(image)
+    return image if turn is None else image.transpose(turn)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -117,35 +148,67 @@ def to_rgb(image: Image.Image) -> Image.Image:
         BadImage: a float image without any finite value.
     """
     if image.mode.startswith("I;16"):
-        return _from_sixteen_bits(image)
+        return _in_strips(image, _from_sixteen_bits)
     if image.mode in ("I", "F"):
-        return Image.fromarray(_stretched(image)).convert("RGB")
-    if image.mode == "La":  # Pillow has no shorter way
-        image = image.convert("LA")
-    if image.has_transparency_data:
-        return _on_white(image.convert("RGBA"))
+        stretch = _stretching(image)
+        return _in_strips(image, lambda strip: Image.fromarray(stretch(strip)).convert("RGB"))
+    if image.mode == "La" or image.has_transparency_data:
+        return _in_strips(image, _without_transparency)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def cropped(image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
+    """Crop an image of any size: Pillow takes crops beyond its own limit for an attack."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is None or (box[2] - box[0]) * (box[3] - box[1]) < limit:
+        return image.crop(box)
+    with _undisturbed():
+        return image.crop(box)
+
+
+def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """A conversion done some rows at a time, so that what it needs beside its result stays small."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    if image.height <= rows:
+        return convert(image)
+    whole = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        whole.paste(convert(image.crop((0, top, image.width, min(image.height, top + rows)))), (0, top))
+    return whole
+
+
+_OPENERS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (
+    ((b"\xff\xd8\xff",), _Jpeg),
+    ((b"\x89PNG\r\n\x1a\n",), PngImageFile),
+    ((b"GIF87a", b"GIF89a"), GifImageFile),
+    (_TIFF_STARTS, TiffImageFile),
+    ((b"BM",), BmpImageFile),
+)
 
 
 def _opener(data: bytes) -> type[ImageFile.ImageFile]:
     """The format by its first bytes; Image.open would try one after the other, with its own size limit."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return _Jpeg
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PngImageFile
+    for starts, opener in _OPENERS:
+        if data.startswith(starts):
+            return opener
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return WebPImageFile
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return GifImageFile
-    if is_tiff(data):
-        return TiffImageFile
-    if data.startswith(b"BM"):
-        return BmpImageFile
-    raise BadImage("not a JPEG, PNG, WebP, BMP, TIFF or GIF" if data else "empty: 0 bytes")
+    if AvifImagePlugin is not None and data[4:12] in (b"ftypavif", b"ftypavis", b"ftypmif1", b"ftypmsf1"):
+        return AvifImagePlugin.AvifImageFile
+    if _is_ppm(data):
+        return PpmImageFile
+    raise BadImage("not a JPEG, PNG, WebP, AVIF, BMP, TIFF, GIF or PPM" if data else "empty: 0 bytes")
+
+
+def _is_ppm(data: bytes) -> bool:
+    """PBM, PGM and PPM, as text or binary, and PFM in gray."""
+    return data[:1] == b"P" and data[1:2] in b"123456f" and data[2:3].isspace()
 
 
 def _may_warn(opener: type[ImageFile.ImageFile], data: bytes) -> bool:
-    return opener in (TiffImageFile, GifImageFile) or (opener is PngImageFile and b"acTL" in data)
+    """Whether Pillow may warn about the file: of EXIF that it parses, and of frames beyond the first."""
+    reason = {"TIFF": b"", "GIF": b"", "PNG": b"acTL", "AVIF": b"Exif"}.get(opener.format or "")
+    return reason is not None and reason in data
 
 
 @contextmanager
@@ -153,17 +216,12 @@ def _undisturbed() -> Iterator[None]:
     """Pillow without warnings and with our size limit: settings of the process, so one thread at a time."""
     with _pillow_settings, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MOST_PIXELS
+        # Pillow warns above this and refuses above twice this.
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MOST_DECODED_BYTES // 8
         try:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = before
-
-
-def _check_size(image: Image.Image) -> None:
-    width, height = image.size
-    if width * height > MOST_PIXELS:
-        raise BadImage(f"too large: {width} × {height} pixels, more than {MOST_PIXELS // 1_000_000} MP")
 
 
 def _draft(image: Image.Image, size: int) -> None:
@@ -174,42 +232,11 @@ def _draft(image: Image.Image, size: int) -> None:
             return
 
 
-def _upright(image: Image.Image, source: Image.Image) -> Image.Image:
-    """Undo the EXIF orientation; for TIFF Pillow itself has done so."""
-    if isinstance(source, TiffImageFile):
-        return image
-    exif = source.info.get("exif")
-    if exif is None and "Raw profile type exif" in source.info:  # how ImageMagick writes EXIF into PNG
-        lines = source.info["Raw profile type exif"].splitlines()
-        exif = bytes.fromhex("".join(lines[3:]))
-    if not isinstance(exif, bytes):
-        return image
-    method = _UPRIGHT.get(_orientation(exif))
-    return image if method is None else image.transpose(method)
-
-
-def _orientation(exif: bytes) -> int:
-    """The orientation tag of the first directory; 1 (upright) if there is none or the EXIF is damaged.
-
-    Pillow's own reader parses all tags and warns about damaged ones.
-    """
-    exif = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
-    if order is None:
-        return 1
-    try:
-        (start,) = struct.unpack_from(order + "I", exif, 4)
-        (entries,) = struct.unpack_from(order + "H", exif, start)
-        for entry in range(start + 2, start + 2 + 12 * entries, 12):
-            tag, kind, _, value = struct.unpack_from(order + "HHIH", exif, entry)
-            if tag == 0x0112:
-                return value if kind == 3 else 1  # 3: SHORT
-    except struct.error:
-        pass
-    return 1
-
-
-def _on_white(image: Image.Image) -> Image.Image:
+def _without_transparency(image: Image.Image) -> Image.Image:
+    """On white."""
+    if image.mode == "La":  # Pillow has no shorter way
+        image = image.convert("LA")
+    image = image.convert("RGBA")
     alpha = image.getchannel("A")
     if alpha.getextrema()[0] == 255:
         return image.convert("RGB")
@@ -227,15 +254,26 @@ def _from_sixteen_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(eight).convert("RGB")
 
 
-def _stretched(image: Image.Image) -> NDArray[np.uint8]:
-    """Values of 32 bits to 0..255."""
-    values = np.asarray(image, np.float64)
-    finite = np.isfinite(values)
-    if not finite.any():
+def _stretching(image: Image.Image) -> Callable[[Image.Image], NDArray[np.uint8]]:
+    """How the values of 32 bits in an image become 0..255, for its strips."""
+    low, high = np.inf, -np.inf
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        values = np.asarray(image.crop((0, top, image.width, min(image.height, top + rows))))
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    if low > high:
         raise BadImage("no finite value")
-    low, high = values[finite].min(), values[finite].max()
     whole = 1.0 if image.mode == "F" else 255.0 if high <= 255 and image.format != "PNG" else 65535.0
     if low >= 0 and high <= whole:
         low, high = 0.0, whole
-    scaled = (np.where(finite, values, low) - low) * (255 / (high - low) if high > low else 0.0)
-    return np.rint(scaled).astype(np.uint8)
+
+    def stretch(strip: Image.Image) -> NDArray[np.uint8]:
+        values = np.asarray(strip, np.float64)
+        scaled = (np.where(np.isfinite(values), values, low) - low) * (
+            255 / (high - low) if high > low else 0.0
+        )
+        return np.rint(scaled).astype(np.uint8)
+
+    return stretch

@@ -26,7 +26,7 @@ from tinyseed.data.crop import (
     largest_reduction,
     reduced_box,
 )
-from tinyseed.data.decode import decode, is_tiff
+from tinyseed.data.decode import cropped, decode, is_tiff
 from tinyseed.errors import InputError
 from tinyseed.shapes import Interpolation
 
@@ -107,7 +107,7 @@ class RgbReader:
                 decoded[reduction] = decode(data, draft_size=draft_size)
             image, size = decoded[reduction], (view.size, view.size)
             if full is None or reduction == 1:
-                part = image.crop(choose(*image.size)).resize(size, Image.Resampling.BILINEAR)
+                part = cropped(image, choose(*image.size)).resize(size, Image.Resampling.BILINEAR)
             else:
                 part = image.resize(size, Image.Resampling.BILINEAR, box=reduced_box(image, full, choose))
             cut.append(_planes(part))
