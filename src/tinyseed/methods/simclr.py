@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from tinyseed.data.augmentation import View, color_distortion
 from tinyseed.methods.base import Forward, Group, Method, MethodSpec, Setup, StepOutput
 from tinyseed.methods.parts import contrast, encoder, render, shapes, torch
-from tinyseed.settings.base import Range
+from tinyseed.settings.base import LARGEST, Range
 from tinyseed.settings.train import PretrainSettings, check_batch_has_pairs
 
 CROP_SCALE = (0.08, 1.0)
@@ -31,7 +31,7 @@ class SimCLRSettings(PretrainSettings):
     """Strength of the color distortion; 0.5 suits CIFAR-10."""
 
     RANGES: ClassVar = {
-        "temperature": Range(0, above=True),
+        "temperature": Range(0, LARGEST, above=True),
         "color_strength": Range(0, 2.5),
     }
 

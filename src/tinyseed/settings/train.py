@@ -7,13 +7,28 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from tinyseed.errors import MISSING, InputError
-from tinyseed.settings.base import Range, Settings, words
+from tinyseed.settings.base import (
+    BATCH_SIZES,
+    COUNTS,
+    IMAGE_SIDES,
+    LARGEST,
+    MOST_EPOCHS,
+    SEEDS,
+    WIDTHS,
+    WORKERS,
+    Range,
+    Settings,
+    words,
+)
 
 FREE_ON_RESUME = frozenset(
     {"resume", "workers", "devices", "checkpoint_minutes", "log_every", "data", "val_data", "out", "teacher"}
     | {"teacher_weights", "teacher_arch", "validation_images", "evaluate_every", "recipe"}
 )
 """Settings in which a resumed run may differ from its beginning. Data that was moved is recognized by its contents."""
+
+DEVICES = Range(1, 1024)
+"""Numbers of devices or processes on a machine."""
 
 MEASURED = frozenset({"channel_mean", "channel_std"})
 """Settings that are measured on the images where they are not given."""
@@ -123,25 +138,25 @@ class TrainSettings(ChannelSettings):
     """The field that names the network to train."""
 
     RANGES: ClassVar = {
-        "epochs": Range(1),
-        "max_minutes": Range(0, above=True),
-        "batch_size": Range(1),
-        "accumulate": Range(1),
-        "image_size": Range(8, 4096),
-        "projector_hidden": Range(1),
+        "epochs": MOST_EPOCHS,
+        "max_minutes": Range(0, 60 * 24 * 3660, above=True),
+        "batch_size": BATCH_SIZES,
+        "accumulate": BATCH_SIZES,
+        "image_size": IMAGE_SIDES,
+        "projector_hidden": WIDTHS,
         "blur_probability": Range(0, 1),
-        "lr": Range(0, above=True),
-        "final_lr": Range(0),
+        "lr": Range(0, LARGEST, above=True),
+        "final_lr": Range(0, LARGEST),
         "momentum": Range(0, 1),
-        "weight_decay": Range(0),
-        "warmup_epochs": Range(0),
-        "seed": Range(0, 2**63 - 1),
-        "nodes": Range(1),
-        "workers": Range(0, 1024),
-        "checkpoint_minutes": Range(0, above=True),
-        "log_every": Range(1),
-        "evaluate_every": Range(1),
-        "validation_images": Range(2),
+        "weight_decay": Range(0, LARGEST),
+        "warmup_epochs": Range(0, 1e6),
+        "seed": SEEDS,
+        "nodes": Range(1, 2**16),
+        "workers": WORKERS,
+        "checkpoint_minutes": Range(0, 60 * 24 * 3660, above=True),
+        "log_every": COUNTS,
+        "evaluate_every": COUNTS,
+        "validation_images": Range(2, COUNTS.high),
     }
 
     @property
@@ -157,8 +172,8 @@ class TrainSettings(ChannelSettings):
     def check(self) -> None:
         """Refuse settings that cannot be meant; see `Settings.check`."""
         super().check()
-        if self.devices != "auto" and not (self.devices.isdigit() and int(self.devices) > 0):
-            raise InputError(self.devices, "give auto or a number of at least 1", argument="devices")
+        if self.devices != "auto" and not _is_count(self.devices):
+            raise InputError(self.devices, "give auto or a number from 1 to 1024", argument="devices")
         if self.batch_size % self.accumulate:
             remedy = f"it has to be a multiple of `accumulate` {self.accumulate}"
             raise InputError(self.batch_size, remedy, argument="batch_size")
@@ -199,7 +214,7 @@ class DistillSettings(TrainSettings):
     """Channels, counted from 1, that the teacher sees. By default the first three, or a single channel repeated."""
 
     NETWORK: ClassVar[str] = "student"
-    RANGES: ClassVar = {"teacher_image_size": Range(8, 4096)}
+    RANGES: ClassVar = {"teacher_image_size": IMAGE_SIDES}
 
     @property
     def networks(self) -> str:
@@ -226,7 +241,11 @@ class PretrainSettings(TrainSettings):
     """Dimension of the embedding."""
 
     NETWORK: ClassVar[str] = "backbone"
-    RANGES: ClassVar = {"dim": Range(1)}
+    RANGES: ClassVar = {"dim": WIDTHS}
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 8 and int(text) in DEVICES
 
 
 def check_batch_has_pairs(settings: TrainSettings) -> None:
