@@ -23,8 +23,8 @@ _TORCH_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """The number with which files of torch.save begin that are not zip archives, as a pickle writes it."""
 _LONGEST_HEADER = 100_000_000
 """Of a safetensors file, as in its specification."""
-_SPARE = 64 * 2**20
-_SHARING = 16
+_SPARE = 256 * 2**20
+"""Bytes that a tensor may claim beyond the file's size: as much as the largest tensors of networks take."""
 
 
 class _Sign(NamedTuple):
@@ -249,27 +249,22 @@ def shards(path: Path) -> list[Path]:
 
 
 def refuse_false_sizes(content: object, path: Path) -> None:
-    """Refuse tensors that are larger than the file that they come from.
+    """Refuse tensors that are far larger than the file that they come from.
 
-    A few bytes can stand for a tensor of any size (a stride of 0, a dimension of 0 beside a large one). Networks are
-    built by sizes, so nothing of the kind goes on from here. Tensors that share their memory are many times larger
-    than the file at most by what networks share.
+    A few bytes can stand for a tensor of any size (a stride of 0, a dimension of 0 beside a large one), and heads are
+    built by the sizes of tensors.
 
     Raises:
-        InputError: names the largest tensor.
+        InputError: names the tensor.
     """
-    sizes: dict[str, int] = {}
+    size = path.stat().st_size
     for name, tensor in _tensors(content):
         if tensor.is_nested:  # it has no shape
             raise InputError(path, f"cannot be used: {name!r} is a nested tensor; save plain ones")
-        sizes[name] = _claimed(tensor)
-    size = path.stat().st_size
-    if sum(sizes.values()) > _SHARING * size + _SPARE:
-        name = max(sizes, key=lambda each: sizes[each])
-        why = f"{name!r} claims {sizes[name] / 2**20:,.0f} MiB, the file has {size / 2**20:,.1f} MiB"
-        raise InputError(
-            path, f"holds tensors larger than itself ({why}); save it again with contiguous tensors"
-        )
+        claimed = _claimed(tensor)
+        if claimed > size + _SPARE:
+            why = f"{name!r} claims {claimed / 2**20:,.0f} MiB, the file has {size / 2**20:,.1f} MiB"
+            raise InputError(path, f"holds a tensor larger than itself ({why}); save it with contiguous tensors")
 
 
 def _claimed(tensor: Tensor) -> int:
