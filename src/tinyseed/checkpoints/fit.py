@@ -9,8 +9,9 @@ import sys
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
+from tinyseed.checkpoints.contents import why_unusable
 from tinyseed.checkpoints.weights import StateDict
 from tinyseed.errors import InputError
 from tinyseed.models.libraries import LibraryNetwork
@@ -54,15 +55,37 @@ def fit_weights(
         left_out: modules of the library's whole model that the network does not have (its classifier).
 
     Raises:
-        InputError: lists missing, unexpected and mis-shaped tensors; the network is as it was.
+        InputError: lists missing, unexpected and mis-shaped tensors, or says why one cannot be a weight; the network
+            is as it was.
     """
     wanted = network.state_dict()
     given = without(state, left_out, wanted)
+    refuse_misfits(wanted, given, name=name, source=source)
+    for key, value in given.items():
+        why = why_unusable(value) or _other_kind(wanted[key], value)
+        if why is not None:
+            raise InputError(source, f"cannot be used, nothing was loaded: {key} {why}")
+    wanted.update(given)
+    network.load_state_dict(wanted, strict=True)
+
+
+def refuse_misfits(wanted: StateDict, given: StateDict, *, name: str, source: object) -> None:
+    """Compare names and shapes; `wanted` may be on the meta device.
+
+    Raises:
+        InputError: lists missing, unexpected and mis-shaped tensors.
+    """
     problems = misfits(wanted, given)
     if problems:
         raise InputError(source, f"does not fit {name}, nothing was loaded: {describe_misfits(problems)}")
-    wanted.update(given)
-    network.load_state_dict(wanted, strict=True)
+
+
+def _other_kind(wanted: Tensor, given: Tensor) -> str | None:
+    """Why numbers of this type cannot stand for a network's: those of a quantized network need its scales."""
+    if wanted.is_floating_point() and not given.is_floating_point():
+        kind, expected = (str(each.dtype).removeprefix("torch.") for each in (given, wanted))
+        return f"holds {kind} where the network has {expected}; save the weights as floating-point numbers"
+    return None
 
 
 def without(state: StateDict, modules: Sequence[str], keep: Collection[str] = ()) -> StateDict:

@@ -4,21 +4,26 @@ A finished model is two safetensors files. The backbone's has exactly the tensor
 metadata of both contain what is needed to build them again.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
+import torch
 from safetensors import SafetensorError, safe_open
 
-from tinyseed.checkpoints.fit import fit_weights
+from tinyseed.checkpoints.contents import recognize
+from tinyseed.checkpoints.fit import fit_weights, refuse_misfits
 from tinyseed.checkpoints.weights import read_safetensors, write_safetensors
 from tinyseed.errors import InputError
 from tinyseed.models.backbones import Backbone, build_backbone
 from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder, Projector, ProjectorKind, build_projector
-from tinyseed.models.names import PACKAGES
+from tinyseed.models.libraries import create_on_meta
+from tinyseed.models.names import PACKAGES, find_model, is_model_name
+from tinyseed.settings.base import IMAGE_SIDES
 
 MODEL_FILES = ("student.safetensors", "encoder.safetensors")
 PROJECTOR_FILE = "projector.safetensors"
@@ -132,7 +137,7 @@ def model_file(folder: Path) -> Path | None:
 
 def is_export(path: Path) -> bool:
     """Whether a file is one that tinyseed wrote, by its metadata."""
-    if path.suffix != ".safetensors":
+    if recognize(path) != "safetensors":
         return False
     try:
         with safe_open(path, framework="pt") as file:
@@ -142,9 +147,9 @@ def is_export(path: Path) -> bool:
 
 
 def _load_backbone(file: Path) -> Backbone:
-    if not file.is_file():
+    if not file.exists():
         raise InputError(file, "no such file or folder")
-    if file.suffix != ".safetensors":
+    if recognize(file) != "safetensors":
         raise InputError(file, _FOREIGN)
     state, metadata = read_safetensors(file)
     try:
@@ -152,9 +157,18 @@ def _load_backbone(file: Path) -> Backbone:
         built_size = int(metadata["built_size"]) if metadata["built_size"] else None
         small_stem = metadata["small_stem"] == "true"
         contract = _read_contract(metadata)
-    except (KeyError, ValueError) as error:
+        if built_size is not None and built_size not in IMAGE_SIDES:
+            raise ValueError
+    except (KeyError, ValueError, OverflowError) as error:
         raise InputError(file, _FOREIGN) from error
     channels = contract.channels
+    # Names and shapes are compared before a network takes memory: the metadata may name any network, of any size.
+    if not is_model_name(name):
+        raise InputError(file, f"names the model {name!r}, which this version of its library does not have")
+    made = create_on_meta(*find_model(name), built_size, channels, small_stem=small_stem)
+    if made.build.built_size != built_size:
+        raise InputError(file, _FOREIGN)
+    refuse_misfits(made.network.state_dict(), state, name=name, source=file)
     backbone = build_backbone(name, small_stem=small_stem, image_size=built_size, channels=channels, seed=0)
     fit_weights(backbone.network, state, name=name, source=file)
     if backbone.width != width:
@@ -166,20 +180,27 @@ def _load_backbone(file: Path) -> Backbone:
 
 def _read_contract(metadata: Mapping[str, str]) -> InputContract:
     mean, std = _numbers(metadata["mean"]), _numbers(metadata["std"])
-    span = metadata.get("pixel_range", "auto")
-    if not len(mean) == len(std) == int(metadata.get("channels", "3")):
+    span, size = metadata.get("pixel_range", "auto"), int(metadata["image_size"])
+    if (
+        not len(mean) == len(std) == int(metadata.get("channels", "3"))
+        or size not in IMAGE_SIDES
+        or min(std) <= 0
+    ):
         raise ValueError
     return InputContract(
         mean,
         std,
-        int(metadata["image_size"]),
+        size,
         "bicubic" if metadata.get("interpolation") == "bicubic" else "bilinear",
         pixel_range=() if span == "auto" else _numbers(span),
     )
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(map(float, text.split(",")))
+    numbers = tuple(map(float, text.split(",")))
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError
+    return numbers
 
 
 def _load_projector(file: Path, width: int) -> Projector:
@@ -191,6 +212,12 @@ def _load_projector(file: Path, width: int) -> Projector:
         raise InputError(file, "is not a projector that tinyseed wrote") from error
     if kind not in _KINDS or given != width:
         raise InputError(file, f"takes {given} features ({kind}), the backbone beside it gives {width}")
+    if min(dim, hidden) < 1:
+        raise InputError(file, f"has a width of {min(dim, hidden)}, which tinyseed does not write")
+    with torch.device("meta"):  # its metadata may ask for any size
+        empty = build_projector(_KINDS[kind], width, dim, hidden)
+    assert empty is not None
+    refuse_misfits(empty.state_dict(), state, name=f"the {kind} projector", source=file)
     projector = build_projector(_KINDS[kind], width, dim, hidden, seed=0)
     assert projector is not None
     fit_weights(projector, state, name=f"the {kind} projector", source=file)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tinyseed.checkpoints.contents import recognize, refuse_false_sizes, shards
 from tinyseed.errors import InputError, first_line
 from tinyseed.files import replacing
 
@@ -47,14 +48,35 @@ def read_weights(path: Path) -> StateDict:
 
 
 def read_content(path: Path) -> object:
-    """All that a file holds, on the CPU: the tensors of a .safetensors file by name, or what torch.save was given.
+    """All that a file holds, on the CPU: the tensors of a safetensors file by name, or what torch.save was given.
+
+    Contents decide which it is, not the name (`contents.py`). The index of a checkpoint in several files stands for
+    all of their tensors.
 
     Raises:
-        InputError: the file is missing, broken, or only running its code could load it.
+        InputError: the file is missing, broken, no checkpoint, or only running its code could load it.
     """
-    if not path.is_file():
-        raise InputError(path, "no such file")
-    return read_safetensors(path)[0] if path.suffix == ".safetensors" else _unpickle(path)
+    if recognize(path) != "index":
+        return _read_one(path)
+    state: dict[str, object] = {}
+    for shard in shards(path):
+        content = _read_one(shard)
+        if not isinstance(content, Mapping):
+            raise InputError(shard, f"holds a {type(content).__name__} where a state dict is needed")
+        state |= content
+    return state
+
+
+def _read_one(path: Path) -> object:
+    match recognize(path):
+        case "safetensors":
+            content = read_safetensors(path)[0]
+        case "torch":
+            content = _unpickle(path)
+        case "index":
+            raise InputError(path, "lists files of a checkpoint where one of them is needed")
+    refuse_false_sizes(content, path)
+    return content
 
 
 def read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
@@ -63,6 +85,8 @@ def read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
     Raises:
         InputError: the file cannot be read.
     """
+    if recognize(path) != "safetensors":
+        raise InputError(path, "is not a safetensors file; save it with safetensors")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -85,11 +109,6 @@ def _unpickle(path: Path) -> object:
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
-    if "TorchScript" in str(error):
-        return (
-            "is a TorchScript archive, which is code; "
-            "save its weights: torch.save(torch.jit.load(FILE).state_dict(), OUT)"
-        )
     needed = re.search(
         r"(?:GLOBAL|global:?|class) `?([\w.]+\.[\w.]+)`? (?:was not an allowed|whose module)", str(error)
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from tinyseed.errors import MISSING, InputError
-from tinyseed.settings.base import Range
+from tinyseed.settings.base import BATCH_SIZES, COUNTS, IMAGE_SIDES, LARGEST, Range
 from tinyseed.settings.evaluation import EvaluationSettings
 
 Format = Literal["voc", "coco"]
@@ -24,9 +24,9 @@ class DetectSettings(EvaluationSettings):
     """Settings of `tinyseed evaluate detect`."""
 
     RANGES: ClassVar = {
-        "image_size": Range(32),
-        "batch_size": Range(1),
-        "lr": Range(0, above=True),
+        "image_size": Range(32, IMAGE_SIDES.high),
+        "batch_size": BATCH_SIZES,
+        "lr": Range(0, LARGEST, above=True),
     }
 
     model: str
@@ -72,8 +72,8 @@ class DetectSettings(EvaluationSettings):
         """
         self._check_data()
         super().check()
-        if isinstance(self.schedule, int) and self.schedule < 1:
-            raise InputError(self.schedule, f"give a number {Range(1)}", argument="schedule")
+        if isinstance(self.schedule, int) and self.schedule not in COUNTS:
+            raise InputError(self.schedule, f"give a number {COUNTS}", argument="schedule")
         if not self.image_size:
             raise InputError("(nothing)", f"give a number {Range(32)}", argument="image_size")
         if self.out is None and not Path(self.model).expanduser().is_dir():

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from tinyseed.errors import argument
 from tinyseed.evaluation.base import EvaluationSpec, Measurement, Resume
 from tinyseed.evaluation.parts import features, models, neighbors, splits
-from tinyseed.settings.base import Range
+from tinyseed.settings.base import COUNTS, LARGEST, Range
 from tinyseed.settings.evaluation import BankPrecision, ModelEvaluationSettings, RecipeSettings
 
 USUAL_K = (10, 20, 200)
@@ -18,7 +18,7 @@ Weighting = Literal["weighted", "majority", "both"]
 class KnnSettings(RecipeSettings, ModelEvaluationSettings):
     """Settings of `tinyseed evaluate knn`."""
 
-    RANGES: ClassVar = {"k": Range(1), "temperature": Range(0, above=True)}
+    RANGES: ClassVar = {"k": COUNTS, "temperature": Range(0, LARGEST, above=True)}
 
     k: tuple[int, ...] = ()
     """Numbers of nearest neighbors that vote; by default 10, 20 and 200, as far as there are enough training images."""

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from tinyseed.evaluation.base import EvaluationSpec, Measurement, Resume
 from tinyseed.evaluation.parts import classifier, features, logistic, metrics, models, splits
-from tinyseed.settings.base import Range
+from tinyseed.settings.base import BATCH_SIZES, LARGEST, MOST_EPOCHS, Range
 from tinyseed.settings.evaluation import (
     BankPrecision,
     ClassifierSchedule,
@@ -25,12 +25,12 @@ class LinearSettings(TrainingSettings, RecipeSettings, ModelEvaluationSettings):
     """Settings of `tinyseed evaluate linear`."""
 
     RANGES: ClassVar = {
-        "seeds": Range(1),
+        "seeds": Range(1, 1000),
         "l2": Range(0, above=True),
-        "epochs": Range(1),
-        "batch_size": Range(1),
-        "lr": Range(0),
-        "weight_decay": Range(0),
+        "epochs": MOST_EPOCHS,
+        "batch_size": BATCH_SIZES,
+        "lr": Range(0, LARGEST),
+        "weight_decay": Range(0, LARGEST),
     }
 
     protocol: Literal["fast", "moco"] = "fast"

@@ -13,7 +13,7 @@ from tinyseed.evaluation import knn, linear, semi
 from tinyseed.evaluation.base import EvaluationSpec, Measured, Measurement, Metrics, Resume, Subject, merge
 from tinyseed.evaluation.parts import cost, models, report, run, spec, splits
 from tinyseed.evaluation.parts import load as loading
-from tinyseed.settings.base import Range
+from tinyseed.settings.base import WORKERS, Range
 
 NEIGHBORS = 10
 
@@ -32,7 +32,7 @@ COSTS = {
 class RetentionSettings(semi.FineTuneSettings):
     """Settings of `tinyseed evaluate retention`."""
 
-    RANGES: ClassVar = {"threads": Range(1)}
+    RANGES: ClassVar = {"threads": Range(1, WORKERS.high)}
 
     student: str
     """The small model: a run folder, an exported file, or a backbone's name."""

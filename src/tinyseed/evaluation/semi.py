@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 from tinyseed.errors import InputError, argument
 from tinyseed.evaluation.base import EvaluationSpec, Measurement, Resume
 from tinyseed.evaluation.parts import classifier, label_subset, models, splits
-from tinyseed.settings.base import Range
+from tinyseed.settings.base import BATCH_SIZES, LARGEST, MOST_EPOCHS, Range
 from tinyseed.settings.evaluation import (
     HeadInit,
     ModelEvaluationSettings,
@@ -37,10 +37,10 @@ class FineTuneSettings(TrainingSettings):
 
     RANGES: ClassVar = {
         "fraction": Range(0, 1, above=True),
-        "epochs": Range(1),
-        "batch_size": Range(2),
-        "lr": Range(0),
-        "lr_head": Range(0),
+        "epochs": MOST_EPOCHS,
+        "batch_size": Range(2, BATCH_SIZES.high),
+        "lr": Range(0, LARGEST),
+        "lr_head": Range(0, LARGEST),
     }
 
     fraction: tuple[float, ...] = (0.01, 0.1)

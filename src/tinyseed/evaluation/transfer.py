@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from tinyseed.errors import InputError, RunError
 from tinyseed.evaluation.base import EvaluationSpec, Measurement, Resume
 from tinyseed.evaluation.parts import classifier, features, logistic, models, split, splits
-from tinyseed.settings.base import Range
+from tinyseed.settings.base import BATCH_SIZES, LARGEST, MOST_EPOCHS, Range
 from tinyseed.settings.evaluation import BankPrecision, ModelEvaluationSettings, TrainingSettings
 
 LR_GRID = (0.003, 0.01, 0.03, 0.1, 0.3)
@@ -27,10 +27,10 @@ class TransferSettings(TrainingSettings, ModelEvaluationSettings):
     """Settings of `tinyseed evaluate transfer`."""
 
     RANGES: ClassVar = {
-        "lr": Range(0, above=True),
-        "epochs": Range(1),
-        "batch_size": Range(2),
-        "weight_decay": Range(0),
+        "lr": Range(0, LARGEST, above=True),
+        "epochs": MOST_EPOCHS,
+        "batch_size": Range(2, BATCH_SIZES.high),
+        "weight_decay": Range(0, LARGEST),
         "l2": Range(0, above=True),
     }
 

@@ -7,7 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from tinyseed.data.augmentation import View
 from tinyseed.errors import argument
-from tinyseed.methods.parts import backbones, encoder, render, shapes, teacher, torch
+from tinyseed.memory import require_memory
+from tinyseed.methods.parts import backbones, encoder, queues, render, shapes, teacher, torch
 from tinyseed.settings.train import DistillSettings, TrainSettings
 
 Forward = Callable[..., Any]
@@ -160,6 +161,12 @@ class Setup:
                 seed=settings.seed,
             )
         hidden = None if settings.projector_hidden == "auto" else settings.projector_hidden
+        with torch.device("meta"):
+            head = encoder.build_projector(settings.projector, backbone.width, dim, hidden)
+        if head is not None:
+            numbers = sum(parameter.numel() for parameter in head.parameters())
+            given = (dim, "dim") if hidden is None else (hidden, "projector_hidden")
+            require_memory(12 * numbers, *given)  # weights, gradients and momenta, in float32
         head = encoder.build_projector(settings.projector, backbone.width, dim, hidden, seed=settings.seed)
         expected = replace(
             backbone.input,
@@ -170,6 +177,16 @@ class Setup:
             pixel_range=settings.pixel_range,
         )
         return encoder.Encoder(backbone, head).with_input(expected)
+
+    def queue(self, dim: int) -> "queues.Queue":
+        """An empty queue of rows of this dimension, for a method that has the setting `queue_size`.
+
+        Raises:
+            InputError: it does not fit into memory.
+        """
+        size: int = getattr(self.settings, "queue_size")  # noqa: B009  (not every method's)
+        require_memory(4 * size * dim, size, "queue_size")
+        return queues.Queue(size, dim)
 
 
 @dataclass(frozen=True)

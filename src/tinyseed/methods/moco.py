@@ -13,7 +13,7 @@ from tinyseed.data.addressed import permutation
 from tinyseed.data.augmentation import View, published
 from tinyseed.methods.base import Forward, Group, Method, MethodSpec, Setup, StepOutput
 from tinyseed.methods.parts import contrast, encoder, queues, render, shapes, torch
-from tinyseed.settings.base import Range
+from tinyseed.settings.base import LARGEST, QUEUE_SIZES, Range
 from tinyseed.settings.train import PretrainSettings, TrainSettings
 
 
@@ -33,8 +33,8 @@ class MoCoSettings(PretrainSettings):
     """Color jitter: that of v2 (80 % of the views, hue up to 0.1), or of v1 (all views, hue up to 0.4)."""
 
     RANGES: ClassVar = {
-        "queue_size": Range(0),
-        "temperature": Range(0, above=True),
+        "queue_size": QUEUE_SIZES,
+        "temperature": Range(0, LARGEST, above=True),
         "encoder_momentum": Range(0, 1),
     }
 
@@ -133,7 +133,7 @@ class MoCo(Method):
 def build(setup: Setup) -> MoCo:
     """The method of a run."""
     settings = setup.settings
-    queue = queues.Queue(settings.queue_size, settings.dim)
+    queue = setup.queue(settings.dim)
     return MoCo(settings, setup.encoder(settings.dim), queue, settings.seed, setup.group)
 
 

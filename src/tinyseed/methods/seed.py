@@ -15,7 +15,7 @@ from tinyseed.methods.base import Forward, Group, MethodSpec, Setup, StepOutput
 from tinyseed.methods.distillation import Distillation, augmentation, teacher_bands
 from tinyseed.methods.parts import encoder, queues, shapes, teacher
 from tinyseed.methods.parts import seed as objective
-from tinyseed.settings.base import Range
+from tinyseed.settings.base import LARGEST, QUEUE_SIZES, Range
 from tinyseed.settings.train import DistillSettings, TrainSettings
 
 
@@ -33,9 +33,9 @@ class SeedSettings(DistillSettings):
     """The student's head onto the teacher's dimension."""
 
     RANGES: ClassVar = {
-        "queue_size": Range(0),
-        "student_temperature": Range(0, above=True),
-        "teacher_temperature": Range(0, above=True),
+        "queue_size": QUEUE_SIZES,
+        "student_temperature": Range(0, LARGEST, above=True),
+        "teacher_temperature": Range(0, LARGEST, above=True),
     }
 
     def settled(self, images: int) -> TrainSettings:
@@ -104,7 +104,7 @@ def build(setup: Setup) -> Seed:
     frozen, settings = setup.teacher, setup.settings
     assert frozen is not None
     bands = teacher_bands(settings, frozen.input)
-    queue = queues.Queue(settings.queue_size, frozen.dim)
+    queue = setup.queue(frozen.dim)
     return Seed(settings, setup.encoder(frozen.dim), frozen, queue, setup.group, teacher_bands=bands)
 
 

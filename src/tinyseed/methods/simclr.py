@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from tinyseed.data.augmentation import SIMCLR_CROPS, View, color_distortion
 from tinyseed.methods.base import Forward, Group, Method, MethodSpec, Setup, StepOutput
 from tinyseed.methods.parts import contrast, encoder, render, shapes, torch
-from tinyseed.settings.base import Range
+from tinyseed.settings.base import LARGEST, Range
 from tinyseed.settings.train import PretrainSettings, check_batch_has_pairs
 
 
@@ -29,7 +29,7 @@ class SimCLRSettings(PretrainSettings):
     """Strength of the color distortion; 0.5 suits CIFAR-10."""
 
     RANGES: ClassVar = {
-        "temperature": Range(0, above=True),
+        "temperature": Range(0, LARGEST, above=True),
         "color_strength": Range(0, 2.5),
     }
 

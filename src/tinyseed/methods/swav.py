@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Literal
 
 from tinyseed.data.augmentation import SWAV_CROPS, View, color_distortion
 from tinyseed.errors import InputError
+from tinyseed.memory import require_memory
 from tinyseed.methods.base import Forward, Group, Method, MethodSpec, Setup, StepOutput
 from tinyseed.methods.parts import cluster, encoder, functional, prototypes, queues, render, torch
-from tinyseed.settings.base import Range
+from tinyseed.settings.base import IMAGE_SIDES, LARGEST, MOST_EPOCHS, QUEUE_SIZES, WIDTHS, Range
 from tinyseed.settings.train import PretrainSettings, TrainSettings, check_batch_has_pairs, check_scale
 
 SMALLEST_CROP = 8
@@ -63,14 +64,14 @@ class SwAVSettings(PretrainSettings):
     RANGES: ClassVar = {
         "large_crops": Range(2, 64),
         "small_crops": Range(0, 64),
-        "small_crop_size": Range(8, 4096),
-        "temperature": Range(0, above=True),
-        "epsilon": Range(0, above=True),
+        "small_crop_size": IMAGE_SIDES,
+        "temperature": Range(0, LARGEST, above=True),
+        "epsilon": Range(0, LARGEST, above=True),
         "sinkhorn_iterations": Range(1, 1000),
-        "prototypes": Range(2),
-        "freeze_prototypes_epochs": Range(0),
-        "queue_size": Range(0),
-        "queue_start_epoch": Range(0),
+        "prototypes": Range(2, WIDTHS.high),
+        "freeze_prototypes_epochs": Range(0, MOST_EPOCHS.high),
+        "queue_size": QUEUE_SIZES,
+        "queue_start_epoch": Range(0, MOST_EPOCHS.high),
         "color_strength": Range(0, 2.5),
     }
 
@@ -185,6 +186,9 @@ def build(setup: Setup) -> SwAV:
     settings = setup.settings
     trained = setup.encoder(settings.dim)
     _try_small_crops(settings, trained)
+    require_memory(
+        4 * settings.large_crops * settings.queue_size * settings.dim, settings.queue_size, "queue_size"
+    )
     return SwAV(settings, trained, setup.steps_per_epoch, settings.seed, setup.group)
 
 

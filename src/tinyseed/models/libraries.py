@@ -95,7 +95,9 @@ def _create(library: Library, name: str, size: int | None, channels: int) -> Lib
                 raise AssertionError("its models have no names here")
 
 
-def create_on_meta(library: Library, name: str) -> LibraryNetwork:
+def create_on_meta(
+    library: Library, name: str, size: int | None = None, channels: int = 3, *, small_stem: bool = False
+) -> LibraryNetwork:
     """A network whose weights take no memory, unless its library computes with them (torchvision's RegNets).
 
     Raises:
@@ -103,9 +105,9 @@ def create_on_meta(library: Library, name: str) -> LibraryNetwork:
     """
     try:
         with torch.device("meta"):
-            return create(library, name)
+            return create(library, name, size, channels, small_stem=small_stem)
     except InputError:
-        return create(library, name)
+        return create(library, name, size, channels, small_stem=small_stem)
 
 
 def create_timm(name: str, size: int | None, **settings: Any) -> LibraryNetwork:  # noqa: ANN401

@@ -31,6 +31,26 @@ class Range:
         return f"from {self.low:g} to {self.high:g}"
 
 
+IMAGE_SIDES = Range(8, 4096)
+"""Sides of images in pixels; a network's memory grows with their square."""
+MOST_EPOCHS = Range(1, 1_000_000)
+"""Passes over the data: a million of them take years even over a hundred images."""
+BATCH_SIZES = Range(1, 2**20)
+"""Images per step; the largest batches that were ever published are thirty times smaller."""
+WIDTHS = Range(1, 2**18)
+"""Widths of layers; a layer between two of the largest would not fit into any machine."""
+QUEUE_SIZES = Range(0, 2**26)
+"""Rows of a queue: a thousand times the papers', 32 GiB of 128 numbers each."""
+SEEDS = Range(0, 2**63 - 1)
+"""What a generator takes."""
+WORKERS = Range(0, 1024)
+"""Processes; a machine has no more cores."""
+COUNTS = Range(1, 2**31 - 1)
+"""Numbers of images, steps, neighbors: what an index of four bytes can count."""
+LARGEST = 1e6
+"""Of learning rates, weight decays, temperatures: whatever is larger is not finite after a few steps."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Base of all settings. The text below a field is its help; `metadata["alias"]` is a former name of it."""

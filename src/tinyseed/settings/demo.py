@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from tinyseed.settings.base import Range, Settings
+from tinyseed.settings.base import SEEDS, Range, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,4 +18,4 @@ class DemoSettings(Settings):
     seed: int = 0
     """Seed of all random choices."""
 
-    RANGES: ClassVar = {"minutes": Range(0.05, 24 * 60), "seed": Range(0)}
+    RANGES: ClassVar = {"minutes": Range(0.05, 24 * 60), "seed": SEEDS}

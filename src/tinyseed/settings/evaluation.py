@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from tinyseed.settings.base import Range, Settings
+from tinyseed.settings.base import COUNTS, IMAGE_SIDES, SEEDS, WORKERS, Settings
 
 BankPrecision = Literal["auto", "32", "16"]
 """Bits per number of features that are kept."""
@@ -23,10 +23,10 @@ class EvaluationSettings(Settings):
     """The data, its size, and where the report goes."""
 
     RANGES: ClassVar = {
-        "image_size": Range(8),
-        "limit": Range(1),
-        "workers": Range(0),
-        "seed": Range(0),
+        "image_size": IMAGE_SIDES,
+        "limit": COUNTS,
+        "workers": WORKERS,
+        "seed": SEEDS,
     }
 
     train_data: tuple[str, ...]

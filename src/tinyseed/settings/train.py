@@ -7,7 +7,19 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from tinyseed.errors import MISSING, InputError
-from tinyseed.settings.base import Range, Settings, words
+from tinyseed.settings.base import (
+    BATCH_SIZES,
+    COUNTS,
+    IMAGE_SIDES,
+    LARGEST,
+    MOST_EPOCHS,
+    SEEDS,
+    WIDTHS,
+    WORKERS,
+    Range,
+    Settings,
+    words,
+)
 
 Augmentation = Literal["moco-v2", "moco-v1", "simclr", "swav"]
 """Augmentations by the method that was published with them; `data/augmentation.py: published`."""
@@ -17,6 +29,9 @@ FREE_ON_RESUME = frozenset(
     | {"teacher_weights", "teacher_arch", "validation_images", "evaluate_every", "recipe"}
 )
 """Settings in which a resumed run may differ from its beginning. Data that was moved is recognized by its contents."""
+
+DEVICES = Range(1, 1024)
+"""Numbers of devices or processes on a machine."""
 
 MEASURED = frozenset({"channel_mean", "channel_std"})
 """Settings that are measured on the images where they are not given."""
@@ -131,26 +146,26 @@ class TrainSettings(ChannelSettings):
     """The field that names the network to train."""
 
     RANGES: ClassVar = {
-        "epochs": Range(1),
-        "max_minutes": Range(0, above=True),
-        "batch_size": Range(1),
-        "accumulate": Range(1),
-        "image_size": Range(8, 4096),
-        "projector_hidden": Range(1),
+        "epochs": MOST_EPOCHS,
+        "max_minutes": Range(0, 60 * 24 * 3660, above=True),
+        "batch_size": BATCH_SIZES,
+        "accumulate": BATCH_SIZES,
+        "image_size": IMAGE_SIDES,
+        "projector_hidden": WIDTHS,
         "blur_probability": Range(0, 1),
-        "lr": Range(0, above=True),
-        "final_lr": Range(0),
+        "lr": Range(0, LARGEST, above=True),
+        "final_lr": Range(0, LARGEST),
         "momentum": Range(0, 1),
-        "weight_decay": Range(0),
-        "warmup_epochs": Range(0),
-        "warmup_lr": Range(0),
-        "seed": Range(0, 2**63 - 1),
-        "nodes": Range(1),
-        "workers": Range(0, 1024),
-        "checkpoint_minutes": Range(0, above=True),
-        "log_every": Range(1),
-        "evaluate_every": Range(1),
-        "validation_images": Range(2),
+        "weight_decay": Range(0, LARGEST),
+        "warmup_epochs": Range(0, 1e6),
+        "warmup_lr": Range(0, LARGEST),
+        "seed": SEEDS,
+        "nodes": Range(1, 2**16),
+        "workers": WORKERS,
+        "checkpoint_minutes": Range(0, 60 * 24 * 3660, above=True),
+        "log_every": COUNTS,
+        "evaluate_every": COUNTS,
+        "validation_images": Range(2, COUNTS.high),
     }
 
     @property
@@ -166,8 +181,8 @@ class TrainSettings(ChannelSettings):
     def check(self) -> None:
         """Refuse settings that cannot be meant; see `Settings.check`."""
         super().check()
-        if self.devices != "auto" and not (self.devices.isdigit() and int(self.devices) > 0):
-            raise InputError(self.devices, "give auto or a number of at least 1", argument="devices")
+        if self.devices != "auto" and not _is_count(self.devices):
+            raise InputError(self.devices, "give auto or a number from 1 to 1024", argument="devices")
         if self.batch_size % self.accumulate:
             remedy = f"it has to be a multiple of `accumulate` {self.accumulate}"
             raise InputError(self.batch_size, remedy, argument="batch_size")
@@ -221,7 +236,7 @@ class DistillSettings(TrainSettings):
     """Largest change of brightness, contrast, saturation and hue. By default that of the augmentation."""
 
     NETWORK: ClassVar[str] = "student"
-    RANGES: ClassVar = {"teacher_image_size": Range(8, 4096)}
+    RANGES: ClassVar = {"teacher_image_size": IMAGE_SIDES}
 
     @property
     def networks(self) -> str:
@@ -255,7 +270,11 @@ class PretrainSettings(TrainSettings):
     """Dimension of the embedding."""
 
     NETWORK: ClassVar[str] = "backbone"
-    RANGES: ClassVar = {"dim": Range(1)}
+    RANGES: ClassVar = {"dim": WIDTHS}
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 8 and int(text) in DEVICES
 
 
 def check_scale(name: str, value: Any) -> None:  # noqa: ANN401
