@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import tinyseed
-from tinyseed.data.sources import open_source
 from tinyseed.checkpoints.saved import save_encoder
+from tinyseed.data.sources import open_source
 from tinyseed.errors import InputError
 from tinyseed.evaluation.semi import FineTuneSettings, recipe_for
 from tinyseed.models.encoder import Encoder, build_projector
