@@ -179,6 +179,7 @@ def test_training_equals_a_plain_loop_with_torchs_own_schedulers(splits, small, 
             batch = next(batches)
             images = normalize(render_view(batch.pixels[0], batch.draws[0]), contract.mean, contract.std)
             targets = torch.tensor([where[int(index)] for index in batch.indices])
+            images = images.contiguous(memory_format=torch.channels_last)
             loss = nn.CrossEntropyLoss()(head(backbone(images)), targets)
             optimizer.zero_grad()
             loss.backward()
@@ -186,13 +187,15 @@ def test_training_equals_a_plain_loop_with_torchs_own_schedulers(splits, small, 
         scheduler.step()
     for name, expected in head.state_dict().items():
         distance = (ours.head.state_dict()[name] - expected).norm() / expected.norm()
-        assert float(distance) < 1e-6
+        assert float(distance) < (1e-4 if trained else 1e-6)
 
 
 def test_initial_heads(small):
     """Standard deviation 0.01 and no bias; or torch's own, up to 1 / √width."""
     normal, uniform = (
-        Classifier(small.backbone, 50, trained_backbone=False, seed=1, head_init=init).head
+        Classifier(small.backbone, 50, trained_backbone=False, seed=1, head_init=init).head.requires_grad_(
+            False
+        )
         for init in ("normal", "uniform")
     )
     assert float(normal.weight.std()) == pytest.approx(0.01, rel=0.03)

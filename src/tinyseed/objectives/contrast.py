@@ -77,6 +77,7 @@ def nt_xent(
         ValueError: the temperature is not above 0, shapes do not fit, or own views lie outside of `everything`.
 
     Source: Chen et al., SimCLR, ICML 2020 (arXiv 2002.05709), equation 1 and algorithm 1.
+    Differs: SimCLR's code adds the means of both views' losses, so its loss and gradient are twice the paper's.
     """
     check_temperature("temperature", temperature)
     images = len(first)

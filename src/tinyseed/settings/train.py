@@ -233,7 +233,7 @@ class DistillSettings(TrainSettings):
     crop_scale: tuple[float, ...] = ()
     """Smallest and largest fraction of the image's area that a view covers. By default that of the augmentation."""
     color_jitter: tuple[float, ...] = ()
-    """Largest change of brightness, contrast, saturation and hue. By default that of the augmentation."""
+    """Largest changes of brightness, contrast, saturation and hue. By default those of the augmentation."""
 
     NETWORK: ClassVar[str] = "student"
     RANGES: ClassVar = {"teacher_image_size": IMAGE_SIDES}
