@@ -29,6 +29,7 @@ from tinyseed.evaluation.features import FeatureBank, embed_source
 from tinyseed.evaluation.health import neighbor_agreement
 from tinyseed.evaluation.neighbors import knn
 from tinyseed.files import write_text
+from tinyseed.methods.catalog import spec_of
 from tinyseed.methods.moco import MoCoSettings
 from tinyseed.methods.seed import SeedSettings
 from tinyseed.models.encoder import Encoder
@@ -124,7 +125,7 @@ def stages(settings: DemoSettings) -> list[tuple[str, TrainSettings]]:
 def train_unless_done(run: TrainSettings, console: Console) -> None:
     """Reuse a run that an earlier demo finished, resume one that it began."""
     folder = RunFolder(run.out)
-    if folder.summary.exists():
+    if folder.summary.exists() and not folder.missing(spec_of(run).model_file):
         console.print(f"     finished before: {shown(str(run.out))}", markup=False)
         return
     train(run.replaced(resume=folder.config.exists()))

@@ -18,7 +18,10 @@ import numpy as np
 from safetensors import SafetensorError
 
 from tinyseed.errors import InputError, RunError, first_line
+from tinyseed.finite import first_non_finite
 from tinyseed.text import visible, without_secrets
+
+_UNFINISHED = ".unfinished"
 
 
 @contextmanager
@@ -36,7 +39,7 @@ def replacing(path: Path, *, durable: bool = True, remedy: str = "") -> Iterator
     unfinished = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
         os.close(handle)
         unfinished = Path(name)
         yield unfinished
@@ -45,15 +48,47 @@ def replacing(path: Path, *, durable: bool = True, remedy: str = "") -> Iterator
             _flush(unfinished)
         unfinished.replace(path)
         if durable:
-            _flush(path.parent)
+            with suppress(OSError):  # some network file systems flush no folders; the file itself is whole
+                _flush(path.parent)
     except (OSError, SafetensorError) as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = f"; {remedy}" if remedy and full else ""
-        raise RunError(f"could not save {path}: {first_line(error)}{advice}") from error
+        why = reason(error)
+        advice = f"; {remedy}" if remedy and why in _FULL else ""
+        raise RunError(f"could not save {path}: {why}{advice}") from error
     finally:
         if unfinished is not None:
             with suppress(OSError):
                 unfinished.unlink(missing_ok=True)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a file is one that `replacing` writes to, or has left when the process was killed."""
+    return path.name.startswith(".") and path.name.endswith(_UNFINISHED)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes have left half written in a folder that nobody else writes to."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if is_unfinished(path):
+                path.unlink(missing_ok=True)
+
+
+_FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+
+
+def reason(error: BaseException) -> str:
+    """Why a file could not be written, without its temporary name.
+
+    >>> reason(OSError(errno.ENOSPC, "full", "/runs/.a.unfinished"))
+    'No space left on device'
+    """
+    text = first_line(error)
+    for full in _FULL:  # safetensors reports it as text only
+        if full in text:
+            return full
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
+    return text
 
 
 def _umask() -> int:
@@ -113,20 +148,69 @@ def _plain(content: object) -> object:
             return content
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file that exists; a line that cannot be written whole is taken back.
+
+    Raises:
+        RunError: it could not be written, or the file is not there any more.
+    """
+    content = (line + "\n").encode("utf-8", "backslashreplace")
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+        try:
+            before = os.fstat(handle).st_size
+            try:
+                while content:
+                    content = content[os.write(handle, content) :]
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(handle, before)
+                raise
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise RunError(f"could not write to {path}: {reason(error)}") from error
+
+
+def flush(path: Path) -> None:
+    """Wait until the disk has a file.
+
+    Raises:
+        RunError: it could not be written.
+    """
+    try:
+        _flush(path)
+    except OSError as error:
+        raise RunError(f"could not write to {path}: {reason(error)}") from error
+
+
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Write tensors and plain values atomically, in torch's format.
 
     Raises:
-        RunError: it could not be written; a former file is intact.
+        RunError: a number is not finite, or it could not be written; a former file is intact.
     """
     import torch
 
+    broken = first_non_finite(content)
+    if broken is not None:
+        raise RunError(f"could not save {path}: {broken} is not finite any more; try a lower `lr`")
     with replacing(path) as unfinished:
         try:
             with unfinished.open("wb") as file:
                 torch.save(dict(content), file)
         except RuntimeError as error:  # how torch's zip writer reports a full disk
-            raise OSError(first_line(error)) from error
+            raise _from_system(error) from error
+
+
+def _from_system(error: BaseException) -> OSError:
+    """The error of the operating system that another one came from, as far as it is known."""
+    before: BaseException | None = error
+    while before is not None:
+        if isinstance(before, OSError):
+            return before
+        before = before.__cause__ or before.__context__
+    return OSError(first_line(error))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from tinyseed.files import replacing
+
 TILE, GAP, MARGIN, LABEL = 84, 6, 24, 20
 PAPER, INK, FAINT = (255, 255, 255), (30, 32, 36), (110, 114, 122)
 SAME, OTHER = (46, 139, 87), (205, 92, 60)
@@ -48,7 +50,8 @@ def draw_neighbors(path: Path, models: Sequence[str], queries: Sequence[Query], 
                 left = _block_left(place, block) + order * (TILE + GAP)
                 _photo(canvas, neighbor.photo, (left, top), SAME if neighbor.same_class else OTHER)
     _text(draw, (MARGIN, height - MARGIN - LABEL // 2), caption, FAINT)
-    canvas.save(path, optimize=True)
+    with replacing(path) as unfinished:
+        canvas.save(unfinished, "PNG", optimize=True)
 
 
 def _block_left(place: int, block: int) -> int:

@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Generator, Iterable
+from contextlib import suppress
+from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -47,8 +49,9 @@ class Progress:
             self._bar.stop()
 
     def say(self, line: str) -> None:
-        """Print a line that stays."""
-        self.console.print(shown(line), markup=False, soft_wrap=True)
+        """Print a line that stays; work does not end because nobody can read how far it is (full disk, closed pipe)."""
+        with suppress(OSError):
+            self.console.print(shown(line), markup=False, soft_wrap=True)
 
     def begin(self, title: str) -> None:
         """Name the phase that follows; its time counts from here."""
@@ -105,6 +108,12 @@ def track(items: Iterable[Item], title: str, total: int, done: int = 0) -> Gener
         for count, item in enumerate(items, done + 1):
             yield item
             progress.update(count, total)
+
+
+@cache
+def say_once(line: str) -> None:
+    """Print a line that stays, the same one only once in a process."""
+    Progress().say(line)
 
 
 def duration(seconds: float) -> str:

@@ -92,7 +92,7 @@ def test_what_an_evaluation_leaves_is_all_in_its_folder(settings, tmp_path):
     for name in ("evaluate-centroid.md", "page.md"):
         assert (tmp_path / name).read_text() == f"# {MODEL}\n"
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="could not save"):
+    with pytest.raises(InputError, match="cannot be written to"):
         evaluate(spec, CentroidSettings(model=MODEL, out=tmp_path / "file", **settings))
 
 
@@ -149,7 +149,11 @@ def test_a_stopped_evaluation_remembers_its_finished_parts():
 
     resume = Resume.of("test", 1)
     assert resume.remember("part", lambda: of(3.0)) == of(3.0)
-    assert Resume.of("test", 1).remember("part", lambda: of(4.0)) == of(3.0)
+    with pytest.raises(InputError, match=f"is being run by process {os.getpid()}"):
+        Resume.of("test", 1).path("part")
+    resume.close()
+    resume = Resume.of("test", 1)
+    assert resume.remember("part", lambda: of(4.0)) == of(3.0)
     assert Resume.of("test", 2).remember("part", lambda: of(5.0)) == of(5.0)
     resume.clear()
     assert resume.remember("part", lambda: of(6.0)) == of(6.0)

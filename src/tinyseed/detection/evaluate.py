@@ -1,5 +1,6 @@
 """`evaluate detect`: how good is a detector that is trained from a model's weights?"""
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from tinyseed.detection.annotations import AnnotatedSplit, AnnotatedSplits
@@ -105,10 +106,10 @@ def measure(
     assert folder is not None, "settings.check() requires one"
     kept = Resume(folder / "detect", resume.stop)
     name = trial.name_of(encoder, data, settings)
-    result, checkpoint = kept.path(f"{name}.json"), kept.path(f"{name}.ckpt")
+    result, checkpoint = kept.folder / f"{name}.json", kept.folder / f"{name}.ckpt"
     if result.is_file():
         Progress().say(f"{encoder.backbone.name}: trained before with these settings ({result})")
-    with argument("out"):
+    with argument("out"), closing(kept):
         measured = kept.remember(
             name, lambda: trial.train_and_score(encoder, data, settings, checkpoint, resume.stop)
         )

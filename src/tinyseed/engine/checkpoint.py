@@ -1,8 +1,8 @@
 """The state of a run on disk, from which it resumes bit-exactly. Checkpoints are written atomically."""
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from tinyseed.errors import InputError, RunError
 from tinyseed.files import read_checkpoint, write_checkpoint
@@ -21,6 +21,8 @@ class Checkpoint:
         elapsed: seconds of training done.
         images: number of training images when the run began.
         module, method, optimizer, precision: state dicts.
+        evaluations: what was measured on held-out images so far, the line of the untrained network first.
+        made_from: images and teacher, see `made_from.MadeFrom`; empty in checkpoints of earlier versions.
     """
 
     step: int
@@ -30,6 +32,8 @@ class Checkpoint:
     method: dict[str, Any]
     optimizer: dict[str, Any]
     precision: dict[str, Any]
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    made_from: dict[str, Any] = field(default_factory=dict)
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
@@ -55,4 +59,23 @@ def load(path: Path) -> Checkpoint:
     if content.pop("format", None) != FORMAT:
         remedy = f"it is not in checkpoint format {FORMAT}; resume the run with the version that wrote it"
         raise InputError(path, remedy)
+    wrong = _wrong_entry(content)
+    if wrong is not None:
+        raise InputError(
+            path, f"is not a checkpoint of a run: its entry {wrong!r} is missing, unknown or damaged"
+        )
     return Checkpoint(**content)
+
+
+def _wrong_entry(content: dict[str, Any]) -> str | None:
+    """An entry that a checkpoint cannot have or has to have."""
+    known: dict[str, Any] = {entry.name: entry for entry in fields(Checkpoint)}
+    for name, entry in known.items():
+        if name not in content and entry.default_factory is MISSING:
+            return name
+        kind = get_origin(entry.type) or entry.type
+        if name in content and not isinstance(content[name], int | float if kind is float else kind):
+            return name
+    if content["step"] < 0:
+        return "step"
+    return next((str(name) for name in content if name not in known), None)

@@ -68,21 +68,24 @@ class Log:
         Raises:
             RunError: one is NaN or infinite.
         """
-        if self.losses:
-            self._refuse_non_finite(step, torch.stack(self.losses).tolist())
+        if self.losses:  # of all processes, so that they end together
+            losses = self.group.gather(torch.stack(self.losses)[None]).mean(0).tolist()
+            self._refuse_non_finite(step, losses)
 
     def _refuse_non_finite(self, step: int, losses: Sequence[float]) -> None:
         """Stop at the first loss that is not finite, and name its step."""
         for place, loss in enumerate(losses):
             if not np.isfinite(loss):
                 first = step - len(losses) + place + 1
-                path = self.folder.checkpoint
-                last = (
-                    f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
-                )
-                raise RunError(
-                    f"the loss became {loss} at step {first}; {last}; try a lower `lr` or `precision` 32"
-                )
+                raise RunError(f"the loss became {loss} at step {first}; {self.way_out()}")
+
+    def way_out(self) -> str:
+        """What to do after a number that is not finite."""
+        path = self.folder.checkpoint
+        advice = "try a lower `lr` or `precision` 32 in another `out`"
+        if not path.exists():
+            return f"there is no checkpoint yet; {advice}"
+        return f"the last good checkpoint is {path}: `resume` goes on from it; if that ends in the same way, {advice}"
 
     def show(self, metrics: Metrics, total_steps: int, seconds_left: float, *, final: bool) -> None:
         """Show a line of the log as progress, in 80 columns; wait is the fraction of time spent waiting for data."""

@@ -15,7 +15,8 @@ from tinyseed.data.labels import align_labels
 from tinyseed.engine.data import RunData
 from tinyseed.engine.run_folder import Metrics, Quarantine
 from tinyseed.engine.runtime import Runtime
-from tinyseed.evaluation.features import BankKey, FeatureBank, cached, embed_images, evaluating
+from tinyseed.engine.usable_teacher import require_usable
+from tinyseed.evaluation.features import BankKey, FeatureBank, cached, embed_images, evaluating, view_batches
 from tinyseed.evaluation.health import effective_rank, neighbor_agreement
 from tinyseed.evaluation.neighbors import top1
 from tinyseed.files import digest
@@ -29,6 +30,9 @@ from tinyseed.shapes import Embeddings, Features, Images
 KNN_NEIGHBORS = 10
 FEWEST_HELD_OUT = 3
 """With fewer held-out images nothing can be measured."""
+
+FEW = 16
+"""Training images on which a teacher is looked at where too few images are held out."""
 
 FEWEST_FOR_AGREEMENT = 12
 """With fewer images all others are neighbors, and any two networks agree."""
@@ -59,7 +63,16 @@ class MeasuredTeacher:
 
 
 class Monitor:
-    """Evaluates an encoder on held-out images, beside the teacher."""
+    """Evaluates an encoder on held-out images, beside the teacher.
+
+    Attributes:
+        possible: whether enough images are held out.
+        teacher: what is known of the teacher, where it is possible.
+        note: what people should know about the held-out images.
+
+    Raises:
+        InputError: the teacher tells no images apart.
+    """
 
     def __init__(
         self,
@@ -76,9 +89,10 @@ class Monitor:
         self.held_out_labels = _held_out_labels(data)
         self.possible = len(data.held_out) >= FEWEST_HELD_OUT
         self.teacher: MeasuredTeacher | None = None
-        if teacher is not None and self.possible:
+        self.note: str | None = None
+        if teacher is not None:
             assert isinstance(settings, DistillSettings)
-            self.teacher = self._measure_teacher(teacher, teacher_bands(settings, teacher.input))
+            self._measure_teacher(teacher, teacher_bands(settings, teacher.input))
 
     def measure(self, method: Method) -> Metrics:
         """k-NN, neighbor agreement, effective rank and the method's own metrics of the network as it is now.
@@ -90,7 +104,7 @@ class Monitor:
             return {}
         with evaluating(encoder):
             student = Network(encoder.features, encoder.input)
-            held_out = self._embed_held_out(student)
+            held_out = self._embed(student, *self._held_out)
             accuracy = self._knn(student, held_out)
         metrics: Metrics = {} if accuracy is None else {"knn_top1": accuracy}
         metrics["effective_rank"] = effective_rank(held_out.features)
@@ -104,18 +118,33 @@ class Monitor:
             metrics |= method.health(self.teacher.rows)
         return metrics
 
-    def _measure_teacher(self, teacher: Teacher, bands: tuple[int, ...] | None) -> MeasuredTeacher:
+    def _measure_teacher(self, teacher: Teacher, bands: tuple[int, ...] | None) -> None:
+        """Look at the teacher's features of the held-out images, or of a few training images where there are none."""
         network = Network(teacher.features, teacher.input, f"{teacher.digest}-features", bands)
-        held_out = self._embed_held_out(network)
-        rows = self._embed_held_out(Network(teacher, teacher.input, f"{teacher.digest}-rows", bands))
-        metrics: Metrics = {"effective_rank_teacher": effective_rank(held_out.features)}
-        accuracy = self._knn(network, held_out)
+        with_head = Network(teacher, teacher.input, f"{teacher.digest}-rows", bands)
+        seen = self._held_out if self.possible else (self.data.source, self.data.training[:FEW])
+        features, rows = (self._embed(each, *seen) for each in (network, with_head))
+        self.note = require_usable(
+            teacher.spec, features.features, rows.features, lambda: self._alike(network, *seen)
+        )
+        if not self.possible:
+            return
+        metrics: Metrics = {"effective_rank_teacher": effective_rank(features.features)}
+        accuracy = self._knn(network, features)
         if accuracy is not None:
             metrics["knn_top1_teacher"] = accuracy
-        return MeasuredTeacher(held_out.features, rows.features, metrics)
+        self.teacher = MeasuredTeacher(features.features, rows.features, metrics)
 
-    def _embed_held_out(self, network: Network) -> FeatureBank:
-        return self._embed(network, self.data.held_out_source, self.data.held_out)
+    def _alike(self, network: Network, source: Source, images: NDArray[np.int64]) -> bool:
+        """Whether these images are all the same picture, as far as the network sees them."""
+        batches = view_batches(source, images, network.input, workers=self.workers, reader=self.data.reader)
+        pixels = torch.cat([batch.pixels for batch in batches])
+        chosen = pixels if network.bands is None else pixels[:, list(network.bands)]
+        return bool((chosen == chosen[:1]).all())
+
+    @property
+    def _held_out(self) -> tuple[Source, NDArray[np.int64]]:
+        return self.data.held_out_source, self.data.held_out
 
     def _embed(self, network: Network, source: Source, images: NDArray[np.int64]) -> FeatureBank:
         """Features of these images; those of a frozen network come from the cache where it has them."""

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,13 +19,16 @@ from tinyseed.engine import checkpoint
 from tinyseed.engine.data import MEASURED_ON, RunData, measured, open_data
 from tinyseed.engine.lineage import lineage
 from tinyseed.engine.log import Log
+from tinyseed.engine.made_from import MadeFrom
 from tinyseed.engine.monitor import Monitor
 from tinyseed.engine.optim import build_optimizer, scaled_lr
-from tinyseed.engine.run_folder import Metrics, Quarantine, RunFolder
+from tinyseed.engine.run_folder import Metrics, Quarantine, RunFolder, finite, open_run_folder
 from tinyseed.engine.runtime import Runtime, share_statistics, start, worker_count
 from tinyseed.engine.schedule import Schedule
-from tinyseed.errors import InputError, argument
-from tinyseed.files import write_json
+from tinyseed.errors import InputError, RunError, argument, first_line
+from tinyseed.files import flush, sweep, write_json, write_text
+from tinyseed.finite import first_non_finite
+from tinyseed.locks import Lock, locked
 from tinyseed.methods.base import Forward, Method, MethodSpec, Setup
 from tinyseed.methods.catalog import spec_of
 from tinyseed.methods.distillation import teacher_bands
@@ -83,7 +87,10 @@ class Run:
 
     Attributes:
         settings: complete; nothing in them is "auto".
+        lock: on the folder; the first process has it for all.
+        made_from: the images and the teacher, to be recognized when the run is resumed.
         step: optimizer steps done.
+        evaluations: on the first process, the lines of metrics.jsonl that evaluations wrote.
     """
 
     settings: TrainSettings
@@ -94,8 +101,11 @@ class Run:
     learner: Learner
     monitor: Monitor
     log: Log
+    lock: Lock | None
+    made_from: MadeFrom
     clock: Clock = field(default_factory=Clock)
     step: int = 0
+    evaluations: list[Metrics] = field(default_factory=list)
 
     @property
     def method(self) -> Method:
@@ -168,6 +178,7 @@ class Run:
         """
         window = self.log.window(self.step, self.settings.batch_size)
         metrics = {"step": self.step, "epoch": self.epoch, "lr": lr, **window}
+        self.require_folder()
         if self.runtime.is_main:
             self.folder.log(metrics)
         total = self.total_steps
@@ -175,13 +186,51 @@ class Run:
         self.log.show(metrics, total, seconds_left, final=self.done)
 
     def evaluate(self) -> None:
-        """Evaluate the network on held-out images and log it; the first process does it for all."""
-        if self.runtime.is_main:
+        """Evaluate the network on held-out images and log it, once per step; the first process does it for all.
+
+        Raises:
+            RunError: a weight is not finite.
+        """
+        self.require_finite()
+        self.require_folder()
+        if self.runtime.is_main and not any(line["step"] == self.step for line in self.evaluations):
             metrics = self.monitor.measure(self.method)
-            self.folder.log({"step": self.step, "epoch": self.epoch, **metrics})
+            line = finite({"step": self.step, "epoch": self.epoch, **metrics})
+            self.folder.log(line)
+            self.evaluations.append(line)
             self.log.evaluated(self.epoch, metrics)
         self.runtime.barrier()
         self.log.restart()
+
+    def state(self) -> dict[str, Any]:
+        """State dicts of all that changes in training, by their names in a checkpoint."""
+        return {
+            "module": self.method.module.state_dict(),
+            "method": self.method.state_dict(),
+            "optimizer": self.learner.optimizer.state_dict(),
+            "precision": self.runtime.plugin.state_dict(),
+        }
+
+    def require_finite(self) -> None:
+        """Look at the losses that have not been logged yet, and at all state: a loss is older than its step's update.
+
+        Raises:
+            RunError: on all processes, if something is not finite on one of them.
+        """
+        self.log.require_finite(self.step)
+        broken = first_non_finite(self.state())
+        if any(self.runtime.largest([float(broken is not None)])):
+            what = broken or "the state of another process"
+            raise RunError(f"{what} is not finite after step {self.step}; {self.log.way_out()}")
+
+    def require_folder(self) -> None:
+        """Look whether the folder is still this run's, so that nothing is written elsewhere.
+
+        Raises:
+            RunError: it was removed or replaced.
+        """
+        if self.lock is not None:
+            self.lock.require()
 
     def agree(self, request: StopRequest) -> tuple[int, bool]:
         """Agree with the other processes on the time, the signal to stop at, and whether a checkpoint is due.
@@ -200,22 +249,23 @@ class Run:
         return int(number), bool(due)
 
     def save(self) -> None:
-        """Write the checkpoint; losses that have not been logged yet are looked at first.
+        """Write the checkpoint, after the lines of metrics.jsonl that it continues.
 
         Raises:
-            RunError: a loss is not finite, or the checkpoint cannot be written.
+            RunError: a loss or a weight is not finite, or the checkpoint cannot be written.
         """
-        self.log.require_finite(self.step)
+        self.require_finite()
+        self.require_folder()
         if self.runtime.is_main:
             content = checkpoint.Checkpoint(
                 step=self.step,
                 elapsed=self.clock.elapsed,
                 images=len(self.data.training),
-                module=self.method.module.state_dict(),
-                method=self.method.state_dict(),
-                optimizer=self.learner.optimizer.state_dict(),
-                precision=self.runtime.plugin.state_dict(),
+                evaluations=self.evaluations,
+                made_from=self.made_from.as_json(),
+                **self.state(),
             )
+            flush(self.folder.metrics)
             checkpoint.save(content, self.folder.checkpoint)
         self.clock.saved_at = time.monotonic()
         self.runtime.barrier()
@@ -224,20 +274,31 @@ class Run:
         """Continue where the last checkpoint was written.
 
         Raises:
-            InputError: the checkpoint is broken, or the data set is another one than the run began with.
+            InputError: the checkpoint is broken, or images or teacher are others than the run began with.
         """
         with argument("resume"):
             last = checkpoint.load(self.folder.checkpoint)
         if last.images != len(self.data.training):
             remedy = f"has {len(self.data.training)} training images; the run began with {last.images}"
             raise InputError(", ".join(self.settings.data), remedy, argument="data")
-        self.method.module.load_state_dict(last.module)
-        self.method.load_state_dict(last.method)
-        self.learner.optimizer.load_state_dict(last.optimizer)
-        self.runtime.plugin.load_state_dict(last.precision)
+        self.made_from.require(last.made_from, self.settings, self.data)
+        try:
+            self.method.module.load_state_dict(last.module)
+            self.method.load_state_dict(last.method)
+            self.learner.optimizer.load_state_dict(last.optimizer)
+            self.runtime.plugin.load_state_dict(last.precision)
+        except Exception as error:  # of an edited file, or of another version of a network's library
+            remedy = (
+                f"does not fit the run's networks ({first_line(error)}); give another `out` to train anew"
+            )
+            raise InputError(self.folder.checkpoint, remedy, argument="resume") from error
+        broken = first_non_finite(self.state())
+        if broken is not None:  # an earlier version of tinyseed did not look
+            remedy = f"{broken} is not finite; give another `out` and a lower `lr` to train anew"
+            raise InputError(self.folder.checkpoint, remedy, argument="resume")
         self.step, self.clock.elapsed = last.step, last.elapsed
         if self.runtime.is_main:
-            self.folder.forget_after(self.step)
+            self.evaluations = self.folder.forget_after(self.step, last.evaluations)
             trained = f"epoch {self.epoch}, {duration(last.elapsed)} of training"
             self.log.progress.say(f"resumed at step {self.step} ({trained})")
 
@@ -245,6 +306,7 @@ class Run:
         """Evaluate once more, save, and write the model, summary.json and report.html; returns the summary."""
         self.evaluate()
         self.save()
+        self.require_folder()
         spec, encoder = spec_of(self.settings), self.method.encoder
         summary = self._summary(spec)
         if self.runtime.is_main:
@@ -256,17 +318,17 @@ class Run:
 
     def _summary(self, spec: MethodSpec) -> Metrics:
         """The last evaluation beside the one before the first step (random init), and what the run took."""
-        logged = list(self.folder.logged())
-        evaluations = [line for line in logged if "loss" not in line]
-        losses = [line["loss"] for line in logged if "loss" in line]
+        evaluations = self.evaluations
+        losses = [line["loss"] for line in self.folder.logged() if "loss" in line]
         minutes = round(self.clock.elapsed / 60, 2)
         summary: Metrics = {"command": spec.command, "steps": self.step, "minutes": minutes}
         if evaluations:
             first, last = evaluations[0], evaluations[-1]
             summary |= {"epochs": last["epoch"]}
             summary |= {name: value for name, value in last.items() if name not in {"step", "epoch"}}
-            untrained = ("knn_top1", "neighbour_agreement", "effective_rank")
-            summary |= {f"{name}_random": first[name] for name in untrained if name in first}
+            if first["step"] == 0:
+                untrained = ("knn_top1", "neighbour_agreement", "effective_rank")
+                summary |= {f"{name}_random": first[name] for name in untrained if name in first}
         if losses:
             summary["loss"] = losses[-1]
         summary["parameters"] = sum(
@@ -282,27 +344,28 @@ class Run:
 def open_run(settings: TrainSettings, folder: RunFolder, *, quiet: bool) -> Iterator[Run]:
     """Set a run up, or restore it from its last checkpoint; its progress is shown until the context is left.
 
+    Nothing is written to the folder before all of the run is known to be right.
+
     Raises:
-        InputError: data, teacher or settings are wrong.
+        InputError: data, teacher or settings are wrong, or another process has the folder.
     """
     keep_freed_memory()
     data, spec = open_data(settings), spec_of(settings)
     teacher = open_teacher(settings) if isinstance(settings, DistillSettings) else None
     runtime = start(settings)
-    settings = settle(settings, folder, data, runtime)
-    plan = Plan(
-        images=data.training,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        micro_batches=settings.accumulate,
-        rank=runtime.group.rank,
-        processes=runtime.group.size,
-    )
-    method = spec.build(Setup(settings, teacher, runtime.group, plan.steps_per_epoch))
-    if runtime.is_main:
-        write_beginning(settings, folder, data, teacher)
-    learner = build_learner(settings, method, plan, runtime)
-    with Progress(quiet=quiet or not runtime.is_main) as progress:
+    quiet = quiet or not runtime.is_main
+    with claimed(settings, runtime) as lock, Progress(quiet=quiet) as progress:
+        settings = settle(settings, folder, data, runtime)
+        plan = Plan(
+            images=data.training,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            micro_batches=settings.accumulate,
+            rank=runtime.group.rank,
+            processes=runtime.group.size,
+        )
+        method = spec.build(Setup(settings, teacher, runtime.group, plan.steps_per_epoch))
+        learner = build_learner(settings, method, plan, runtime)
         progress.say(f"{spec.label}: {settings.networks}")
         for note in data.notes:
             progress.say(note)
@@ -317,13 +380,43 @@ def open_run(settings: TrainSettings, folder: RunFolder, *, quiet: bool) -> Iter
             learner=learner,
             monitor=Monitor(settings, data, runtime, quarantine, teacher),
             log=Log(folder, runtime.group, progress, quarantine),
+            lock=lock,
+            made_from=MadeFrom.of(settings, data, teacher),
         )
-        if folder.checkpoint.exists():
+        if run.monitor.note is not None:
+            progress.say(run.monitor.note)
+        resumed = folder.checkpoint.exists()
+        if resumed:
             run.restore()
-        elif runtime.is_main:
-            folder.forget_after(-1)  # of a run that was killed before its first checkpoint
+        if runtime.is_main:
+            write_beginning(settings, folder, data, teacher)
+            if not resumed:
+                folder.forget_after(-1)  # of a run that was killed before its first checkpoint
         runtime.barrier()
+        quarantine.begin()
         yield run
+
+
+@contextmanager
+def claimed(settings: TrainSettings, runtime: Runtime) -> Iterator[Lock | None]:
+    """The run's folder, held by the first process for all of them.
+
+    Raises:
+        InputError: on all processes, if another run has the folder or has meanwhile written to it.
+    """
+    refused, lock = None, None
+    with ExitStack() as held:
+        if runtime.is_main:
+            try:
+                with argument("out"):
+                    lock = held.enter_context(locked(settings.out))
+                open_run_folder(settings)  # another run may have ended while data and teacher were loaded
+                sweep(settings.out / "checkpoints")
+            except (InputError, RunError) as error:
+                refused = error
+        if any(runtime.largest([float(refused is not None)])):
+            raise refused or RunError("the first process could not take the folder; see its message")
+        yield lock
 
 
 def open_teacher(settings: DistillSettings) -> Teacher:
@@ -377,12 +470,16 @@ def settle(settings: TrainSettings, folder: RunFolder, data: RunData, runtime: R
 def write_beginning(
     settings: TrainSettings, folder: RunFolder, data: RunData, teacher: Teacher | None
 ) -> None:
-    """Write what is known before the first step: config.json, lineage.json, an empty quarantine.jsonl."""
-    folder.make()
+    """Write what is known before the first step: config.json, lineage.json, an empty quarantine.jsonl.
+
+    Raises:
+        RunError: a file cannot be written.
+    """
     write_json(folder.config, {"command": spec_of(settings).command, **settings.as_json()})
     if not folder.lineage.exists():
         write_json(folder.lineage, lineage(settings, data, teacher))
-    folder.quarantine.touch()
+    if not folder.quarantine.exists():
+        write_text(folder.quarantine, "")
 
 
 def _warmup_start(settings: TrainSettings) -> float | None:

@@ -4,12 +4,14 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tinyseed.data.loader import BadRecord
-from tinyseed.errors import InputError, RunError, argument
-from tinyseed.files import write_text
+from tinyseed.errors import InputError, RunError, argument, first_line
+from tinyseed.files import append_line, is_unfinished, write_text
+from tinyseed.locks import LOCK
 from tinyseed.methods.catalog import spec_of
 from tinyseed.settings.base import aliases
 from tinyseed.settings.train import FREE_ON_RESUME, MEASURED, TrainSettings
@@ -33,32 +35,42 @@ class RunFolder:
         self.lineage = path / "lineage.json"
         self.summary = path / "summary.json"
 
-    def make(self) -> None:
-        """Create the folder.
+    def log(self, metrics: Metrics) -> None:
+        """Append a line to metrics.jsonl; a value that is not finite is written as null.
 
         Raises:
-            InputError: the operating system refuses.
+            RunError: it could not be written, or the folder is not there any more.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            remedy = f"cannot be created ({error.strerror}); give another folder"
-            raise InputError(self.path, remedy, argument="out") from error
-
-    def log(self, metrics: Metrics) -> None:
-        """Append a line to metrics.jsonl; a value that is not finite is written as null."""
-        line = {name: _finite(value) for name, value in metrics.items()}
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.metrics, json.dumps(finite(metrics)))
 
     def logged(self) -> Iterator[Metrics]:
         """The lines of metrics.jsonl; an unfinished last line is left out."""
         yield from _lines(self.metrics)
 
-    def forget_after(self, step: int) -> None:
-        """Drop the lines after a step: a resumed run writes them again."""
-        kept = [line for line in self.logged() if line.get("step", 0) <= step]
-        write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+    def forget_after(self, step: int, evaluations: Sequence[Metrics] = ()) -> list[Metrics]:
+        """Drop the lines after a step, which a resumed run writes again, and put those evaluations back that are lost.
+
+        Args:
+            step: the last one whose lines stay.
+            evaluations: what the run remembers of its evaluations.
+
+        Returns:
+            All evaluations up to this step, each step once.
+
+        Raises:
+            RunError: metrics.jsonl could not be replaced; the former file is intact.
+        """
+        kept = [line for line in self.logged() if isinstance(line.get("step"), int) and line["step"] <= step]
+        remembered = {line["step"]: line for line in (*evaluations, *kept) if "loss" not in line}
+        lines = [line for line in kept if "loss" in line] + list(remembered.values())
+        lines.sort(key=lambda line: (line["step"], "loss" not in line))  # as they are written
+        write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in lines))
+        return [remembered[at] for at in sorted(remembered)]
+
+    def missing(self, model_file: str) -> list[Path]:
+        """What a finished run leaves and is not there."""
+        wanted = (self.path / model_file, self.summary, self.path / "report.html")
+        return [path for path in wanted if not path.exists()]
 
     def settled(self, name: str) -> Any:  # noqa: ANN401  (a JSON value)
         """What an earlier part of this run settled a setting to, None in a new run."""
@@ -71,24 +83,38 @@ class Quarantine:
     def __init__(self, folder: RunFolder, images: int, processes: int = 1) -> None:
         self.path = folder.quarantine
         self.limit = MOST_UNREADABLE * images / processes
-        self.known: set[str] = {line["name"] for line in _lines(self.path)}
+        self.known = {str(line["name"]) for line in _lines(self.path) if "name" in line}
+        self._waiting: list[str] | None = []
 
     def __len__(self) -> int:
         return len(self.known)
+
+    def begin(self) -> None:
+        """The run has begun and its files are there: write what was found while it was set up, and then at once.
+
+        Raises:
+            RunError: quarantine.jsonl cannot be written.
+        """
+        waiting, self._waiting = self._waiting or [], None
+        for line in waiting:
+            append_line(self.path, line)
 
     def add(self, records: Sequence[BadRecord]) -> None:
         """List unreadable images in quarantine.jsonl.
 
         Raises:
-            RunError: more than 10 % of the data set is unreadable.
+            RunError: more than 10 % of the data set is unreadable, or the file cannot be written.
         """
         for record in records:
             if record.name in self.known:
                 continue
             self.known.add(record.name)
-            line = {"index": record.index, "name": record.name, "reason": record.reason}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            content = {"index": record.index, "name": record.name, "reason": record.reason}
+            line = json.dumps(content, ensure_ascii=False)
+            if self._waiting is None:
+                append_line(self.path, line)
+            else:
+                self._waiting.append(line)
             if len(self.known) > self.limit:
                 raise RunError(
                     f"`data`: more than {MOST_UNREADABLE:.0%} of the images cannot be read ({len(self.known)} so far, "
@@ -110,12 +136,15 @@ def open_run_folder(settings: TrainSettings) -> RunFolder:
             if not settings.resume:
                 raise InputError(out, "holds another run; resume it with `resume`, or give another folder")
             _refuse_other_settings(folder, settings)
-        elif out.is_dir() and any(out.iterdir()):
+        elif folder.checkpoint.exists():
+            remedy = "holds a checkpoint, but its config.json is missing: restore it, or give another folder"
+            raise InputError(out, remedy)
+        elif out.is_dir() and any(path.name != LOCK and not is_unfinished(path) for path in out.iterdir()):
             raise InputError(out, "is a folder with other files; give a new one")
         parent = next(above for above in (out, *out.resolve().parents) if above.exists())
         if not os.access(parent, os.W_OK):
             raise InputError(out, f"cannot be created: no permission to write in {parent}")
-    if folder.summary.exists():
+    if folder.summary.exists() and not folder.missing(spec_of(settings).model_file):
         raise InputError(out, "this run is finished; give another `out` to train again", argument="resume")
     return folder
 
@@ -141,9 +170,12 @@ def _refuse_other_settings(folder: RunFolder, settings: TrainSettings) -> None:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(path, f"cannot be read ({error})", argument="resume") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(path, f"cannot be read ({first_line(error)})", argument="resume") from error
+    if not isinstance(content, dict):
+        raise InputError(path, "does not hold the settings of a run", argument="resume")
+    return content
 
 
 def _json_value(value: object) -> Any:  # noqa: ANN401
@@ -152,15 +184,20 @@ def _json_value(value: object) -> Any:  # noqa: ANN401
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file of lines; whatever else it holds is left out, such as what a kill has cut off."""
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            try:
-                yield json.loads(line)
-            except ValueError:  # cut off when the run was killed
-                continue
+            with suppress(ValueError, RecursionError):
+                content = json.loads(line)
+                if isinstance(content, dict):
+                    yield content
 
 
-def _finite(value: float | int | str | None) -> float | int | str | None:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def finite(metrics: Metrics) -> Metrics:
+    """Metrics as JSON has them: a value that is not finite is null."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in metrics.items()
+    }

@@ -16,6 +16,8 @@ from tinyseed.data.loader import TrainingBatch
 from tinyseed.data.render import render_view
 from tinyseed.engine.run import Run, open_run
 from tinyseed.engine.run_folder import Metrics, open_run_folder
+from tinyseed.errors import argument
+from tinyseed.locks import refuse_held
 from tinyseed.methods.base import StepOutput
 from tinyseed.settings.train import TrainSettings
 from tinyseed.signals import Stopped, stop_request
@@ -33,6 +35,8 @@ def train(settings: TrainSettings, *, quiet: bool = False) -> Metrics:
         Stopped: a signal asked to stop; the run was saved.
     """
     settings.check()
+    with argument("out"):
+        refuse_held(settings.out)
     folder = open_run_folder(settings)
     with stop_request() as request, open_run(settings, folder, quiet=quiet) as run:
         if run.step == 0:

@@ -8,14 +8,18 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence, Sized
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from tinyseed.errors import InputError, RunError
 from tinyseed.files import cache_folder, digest, write_json
 from tinyseed.lazy import lazy
+from tinyseed.locks import InUseError, locked
+from tinyseed.progress import say_once
 
 if TYPE_CHECKING:
     from tinyseed.evaluation import features
@@ -128,31 +132,62 @@ Stop = Callable[[], bool]
 class Resume:
     """Finished parts and checkpoints of one model's evaluation, so that the same command resumes it after a stop.
 
+    From the first use on, the folder is held until `close`.
+
     Attributes:
         folder: where they are kept.
         stop: whether the user has asked to stop; only evaluations that are `stoppable` need to look.
+        optional: the folder is in the cache, and where that cannot be written, the evaluation does without.
     """
 
-    def __init__(self, folder: Path, stop: Stop = lambda: False) -> None:
+    def __init__(self, folder: Path, stop: Stop = lambda: False, *, optional: bool = False) -> None:
         self.folder = folder
         self.stop = stop
+        self.optional = optional
+        self._held = ExitStack()
+        self._claimed = False
 
     @classmethod
     def of(cls, *decisive: object, stop: Stop = lambda: False) -> "Resume":
         """A folder in the cache under a name that these values decide: settings, data and weights."""
-        return cls(cache_folder() / "evaluations" / digest(FORMAT, *decisive), stop)
+        return cls(cache_folder() / "evaluations" / digest(FORMAT, *decisive), stop, optional=True)
 
     def path(self, name: str) -> Path:
-        """Where a part may keep its checkpoint."""
+        """Where a part may keep its checkpoint.
+
+        Raises:
+            InputError: another process runs the same evaluation.
+        """
+        self._claim()
         return self.folder / name
+
+    def _claim(self) -> None:
+        if self._claimed:
+            return
+        self._claimed = True
+        try:
+            self._held.enter_context(locked(self.folder))
+        except InUseError as error:
+            if not self.optional:
+                raise
+            remedy = f"the same evaluation of this model is being run by {error.holder}; wait for it to end"
+            raise InputError(self.folder, remedy) from error
+        except (InputError, RunError):
+            if not self.optional:
+                raise
+
+    def close(self) -> None:
+        """Let other processes have the folder."""
+        self._held.close()
 
     def remember(self, name: str, compute: Callable[[], Measurement]) -> Measurement:
         """The measurement of a part: the stopped run's if it finished this part, otherwise computed.
 
         Raises:
+            InputError: another process runs the same evaluation.
             RunError: it could not be saved.
         """
-        path = self.folder / f"{name}.json"
+        path = self.path(f"{name}.json")
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
             return Measurement(
@@ -160,7 +195,12 @@ class Resume:
             )
         except (OSError, ValueError, KeyError, TypeError):
             measured = compute()
-        write_json(path, dataclasses.asdict(measured))
+        try:
+            write_json(path, dataclasses.asdict(measured))
+        except RunError as error:
+            if not self.optional:
+                raise
+            say_once(f"{error}; the evaluation goes on, but cannot be resumed")
         return measured
 
     def clear(self) -> None:

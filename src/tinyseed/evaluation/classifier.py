@@ -27,10 +27,11 @@ from tinyseed.evaluation.features import device, embed_images, evaluating
 from tinyseed.evaluation.metrics import class_metrics
 from tinyseed.evaluation.splits import Split
 from tinyseed.files import read_checkpoint, write_checkpoint
+from tinyseed.finite import first_non_finite
 from tinyseed.models.backbones import Backbone, seeded
 from tinyseed.models.encoder import Encoder
 from tinyseed.precision import EvaluationPrecision, autocast_dtype
-from tinyseed.progress import track
+from tinyseed.progress import say_once, track
 from tinyseed.settings.evaluation import ClassifierSchedule, HeadInit, TrainingSettings
 from tinyseed.shapes import Features, Images
 
@@ -191,13 +192,16 @@ def fit_classifier(
     saved = time.monotonic()
     for epoch in track(range(first, recipe.epochs), f"{title}: epochs", recipe.epochs, first):
         loss = _epoch(training, batches, epoch=epoch)
-        if not math.isfinite(loss):
+        if not math.isfinite(loss) or first_non_finite(training.state) is not None:
             raise DivergedError(
                 f"the loss is {loss} in epoch {epoch + 1}: the learning rate is too high; give a lower `lr`"
             )
         if checkpoint is not None and time.monotonic() - saved >= SAVE_SECONDS:
-            training.save(checkpoint, epoch + 1)
             saved = time.monotonic()
+            try:
+                training.save(checkpoint, epoch + 1)
+            except RunError as error:  # a full or read-only cache
+                say_once(f"{error}; the evaluation goes on, but cannot be resumed")
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return training.model.eval()
@@ -245,6 +249,11 @@ class _Training:
         """What changes: the model, or the head if the backbone is frozen."""
         return self.model if self.model.trained_backbone else self.model.head
 
+    @property
+    def state(self) -> dict[str, Any]:
+        """All that changes."""
+        return {"model": self._trained.state_dict(), "optimizer": self.optimizer.state_dict()}
+
     def batches(self, train: Split, first_epoch: int, workers: int) -> Iterator[TrainingBatch]:
         """Random crops and mirror images, from an epoch on."""
         settings = ViewSettings(
@@ -265,8 +274,7 @@ class _Training:
 
     def save(self, path: Path, epochs: int) -> None:
         """Write a checkpoint after this many epochs."""
-        content = {"model": self._trained.state_dict(), "optimizer": self.optimizer.state_dict()}
-        write_checkpoint(path, {"epoch": epochs, **content})
+        write_checkpoint(path, {"epoch": epochs, **self.state})
 
     def resume(self, path: Path) -> int:
         """Load a checkpoint; returns the number of epochs that it has, 0 if there is none."""

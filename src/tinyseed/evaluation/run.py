@@ -5,7 +5,7 @@ reporting and cleaning up are done here, in one way for all.
 """
 
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any, Literal
 
 from tinyseed.checkpoints.load import load_model
@@ -21,6 +21,7 @@ from tinyseed.evaluation.base import (
 )
 from tinyseed.evaluation.report import Report, report_folder, settings_json, versions, write_report
 from tinyseed.evaluation.splits import open_splits
+from tinyseed.locks import locked
 from tinyseed.models.encoder import Encoder, embedding_as_features
 from tinyseed.models.spec import ModelSpec, Output
 from tinyseed.settings.evaluation import EvaluationSettings, ModelEvaluationSettings
@@ -34,16 +35,23 @@ def evaluate(spec: EvaluationSpec, settings: Any) -> Report:  # noqa: ANN401  (a
     """Run an evaluation and write its report.
 
     Raises:
-        InputError: a setting, path or model is wrong, or labels are missing.
+        InputError: a setting, path or model is wrong, labels are missing, or another process writes to the folder.
         RunError: the evaluation failed, or the report could not be written.
         Stopped: a signal stopped an evaluation that is `stoppable`; it has saved, and the same call resumes it.
     """
     began = time.perf_counter()
     settings.check()
-    with stop_request() if spec.stoppable else nullcontext(StopRequest()) as request:
+    with ExitStack() as held, stop_request() if spec.stoppable else nullcontext(StopRequest()) as request:
         data = (spec.open_data or open_splits)(settings)
         subjects = (spec.subjects or _the_model)(settings)
+        (main,) = (subject for subject in subjects if subject.role == spec.main)
+        folder = report_folder(settings, main.name)
+        if folder is not None:
+            with argument("out"):
+                held.enter_context(locked(folder, f".evaluate-{spec.name}.lock"))
         resumes = [_resume(spec, settings, data, subject, request) for subject in subjects]
+        for resume in resumes:
+            held.callback(resume.close)
         try:
             measured = [
                 (subject, spec.measure(subject.encoder, data, settings, resume))
@@ -52,14 +60,12 @@ def evaluate(spec: EvaluationSpec, settings: Any) -> Report:  # noqa: ANN401  (a
         except Interrupted:
             message = "stopped and saved; the same command resumes it"
             raise Stopped(request.number, message) from None
-    combined = spec.combine(measured, settings) if spec.combine else merge(measured)
-    (main,) = (subject for subject in subjects if subject.role == spec.main)
-    folder = report_folder(settings, main.name)
-    report = _report(spec, settings, data, main, combined, written=folder is not None, began=began)
-    if folder is not None:
-        write_report(spec, report, settings, folder, combined.files)
-    for resume in resumes:
-        resume.clear()
+        combined = spec.combine(measured, settings) if spec.combine else merge(measured)
+        report = _report(spec, settings, data, main, combined, written=folder is not None, began=began)
+        if folder is not None:
+            write_report(spec, report, settings, folder, combined.files)
+        for resume in resumes:
+            resume.clear()
     return report
 
 
