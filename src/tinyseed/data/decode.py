@@ -104,7 +104,7 @@ def _decoded(
                 _draft(image, draft_size)
             image.load()
         return _upright(convert(image), image)
-    except BadImage:
+    except (BadImage, MemoryError):  # a lack of memory is no fault of the image
         raise
     except Exception as error:
         raise BadImage(f"damaged {opener.format}: {first_line(error)[:120]}") from error

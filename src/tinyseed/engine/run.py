@@ -1,9 +1,10 @@
 """A run: what it consists of, and how it starts, is evaluated, saved, resumed and finished."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ from tinyseed.models.teacher import Teacher
 from tinyseed.progress import Progress, duration
 from tinyseed.report.page import write_report
 from tinyseed.settings.train import DistillSettings, TrainSettings
-from tinyseed.signals import StopRequest
+from tinyseed.signals import Stopped, StopRequest
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class Run:
         data = self.data
         return TrainingViews(data.source, wanted, self.settings.seed, data.training, data.reader)
 
-    def batches(self) -> Iterator[TrainingBatch]:
+    def batches(self) -> Generator[TrainingBatch, None, None]:
         """This process' batches from the current step on, on its device; waiting for them is timed."""
         on_gpu = self.runtime.device.type == "cuda"
         workers = worker_count(self.settings.workers, on_gpu)
@@ -153,12 +154,13 @@ class Run:
         )
         self.clock.start()
         self.log.restart()
-        while True:
-            began = time.perf_counter()
-            batch = next(loaded)
-            self.log.waited += time.perf_counter() - began
-            self.log.quarantine.add(batch.bad)
-            yield batch.to(self.runtime.device)
+        with closing(loaded):
+            while True:
+                began = time.perf_counter()
+                batch = next(loaded)
+                self.log.waited += time.perf_counter() - began
+                self.log.quarantine.add(batch.bad)
+                yield batch.to(self.runtime.device)
 
     def write_log(self, lr: float) -> None:
         """Write a line of metrics.jsonl and show it.
@@ -174,13 +176,30 @@ class Run:
         seconds_left = self.clock.elapsed / self.step * (total - self.step)
         self.log.show(metrics, total, seconds_left, final=self.done)
 
-    def evaluate(self) -> None:
-        """Evaluate the network on held-out images and log it; the first process does it for all."""
+    @property
+    def evaluation_missing(self) -> bool:
+        """Whether the evaluation after the last step is still to be done: before the first one, or after a stop."""
+        if self.step > 0 and not self.evaluation_due:
+            return False
+        lines = self.folder.logged() if self.runtime.is_main else ()
+        logged = any(line.get("step") == self.step and "loss" not in line for line in lines)
+        return self.runtime.largest([float(logged)]) == [0]
+
+    def evaluate(self, request: StopRequest) -> None:
+        """Evaluate the network on held-out images and log it; the first process does it for all.
+
+        Raises:
+            Stopped: a signal asked to stop, and the run was saved; the evaluation is done when it is resumed.
+        """
         if self.runtime.is_main:
-            metrics = self.monitor.measure(self.method)
-            self.folder.log({"step": self.step, "epoch": self.epoch, **metrics})
-            self.log.evaluated(self.epoch, metrics)
+            with suppress(Stopped), request.at_once():
+                metrics = self.monitor.measure(self.method)
+                self.folder.log({"step": self.step, "epoch": self.epoch, **metrics})
+                self.log.evaluated(self.epoch, metrics)
         self.runtime.barrier()
+        (number,) = self.runtime.largest([float(request.number)])
+        if number:
+            self.save_and_stop(int(number))
         self.log.restart()
 
     def agree(self, request: StopRequest) -> tuple[int, bool]:
@@ -220,6 +239,15 @@ class Run:
         self.clock.saved_at = time.monotonic()
         self.runtime.barrier()
 
+    def save_and_stop(self, number: int) -> NoReturn:
+        """Save, since this signal asks to stop.
+
+        Raises:
+            Stopped: always.
+        """
+        self.save()
+        raise Stopped(number, f"stopped at step {self.step} and saved; resume with `resume`")
+
     def restore(self) -> None:
         """Continue where the last checkpoint was written.
 
@@ -241,9 +269,9 @@ class Run:
             trained = f"epoch {self.epoch}, {duration(last.elapsed)} of training"
             self.log.progress.say(f"resumed at step {self.step} ({trained})")
 
-    def finish(self) -> Metrics:
+    def finish(self, request: StopRequest) -> Metrics:
         """Evaluate once more, save, and write the model, summary.json and report.html; returns the summary."""
-        self.evaluate()
+        self.evaluate(request)
         self.save()
         spec, encoder = spec_of(self.settings), self.method.encoder
         summary = self._summary(spec)

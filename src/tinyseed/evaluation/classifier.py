@@ -7,7 +7,8 @@ depend only on the seed, so a stopped training resumes bit-exactly.
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -171,17 +172,17 @@ def fit_classifier(
     autocast = autocast_dtype(precision, device())
     training = _Training.of(encoder, train, recipe, classes=classes, seed=seed, autocast=autocast)
     first = 0 if checkpoint is None else training.resume(checkpoint)
-    batches = training.batches(train, first, workers)
     saved = time.monotonic()
-    for epoch in track(range(first, recipe.epochs), f"{title}: epochs", recipe.epochs, first):
-        loss = _epoch(training, batches, epoch=epoch)
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"the loss is {loss} in epoch {epoch + 1}: the learning rate is too high; give a lower `lr`"
-            )
-        if checkpoint is not None and time.monotonic() - saved >= SAVE_SECONDS:
-            training.save(checkpoint, epoch + 1)
-            saved = time.monotonic()
+    with closing(training.batches(train, first, workers)) as batches:
+        for epoch in track(range(first, recipe.epochs), f"{title}: epochs", recipe.epochs, first):
+            loss = _epoch(training, batches, epoch=epoch)
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the loss is {loss} in epoch {epoch + 1}: the learning rate is too high; give a lower `lr`"
+                )
+            if checkpoint is not None and time.monotonic() - saved >= SAVE_SECONDS:
+                training.save(checkpoint, epoch + 1)
+                saved = time.monotonic()
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return training.model.eval()
@@ -227,7 +228,7 @@ class _Training:
         """What changes: the model, or the head if the backbone is frozen."""
         return self.model if self.model.trained_backbone else self.model.head
 
-    def batches(self, train: Split, first_epoch: int, workers: int) -> Iterator[TrainingBatch]:
+    def batches(self, train: Split, first_epoch: int, workers: int) -> Generator[TrainingBatch, None, None]:
         """Random crops and mirror images, from an epoch on."""
         settings = ViewSettings(
             crop_scale=self.recipe.crop_scale, jitter_probability=0, gray_probability=0, blur_probability=0
