@@ -1,20 +1,23 @@
 """The command line: `tinyseed VERB …`. It fills settings, calls the Python functions and prints what they return.
 
-Exit codes: 0 done; 1 the run failed; 2 a wrong argument or input, in one line; 130 and 143 stopped after saving.
+Exit codes: 0 done; 1 the run failed; 2 a wrong argument or input, in one line; 129, 130 and 143 stopped
+by a signal, after saving what there was to save.
 """
 
 import io
 import os
+import resource
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from tinyseed.arguments import UsageError, parse, value_of, with_flags
-from tinyseed.errors import InputError, RunError, references_as
+from tinyseed.errors import InputError, RunError, first_line, references_as, remedy_of
 from tinyseed.files import json_text
 from tinyseed.settings.base import flag
-from tinyseed.signals import Stopped
+from tinyseed.signals import Stopped, stop_request
 from tinyseed.text import one_line, shown
 
 if TYPE_CHECKING:
@@ -35,32 +38,64 @@ class Verb:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    for stream in (sys.stdout, sys.stderr):  # a terminal of another encoding shows escapes
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        sys.exit(run(arguments))
-    except InputError as error:
-        _say(f"error: {with_flags(error)}")
-        sys.exit(2)
-    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except (RunError, OSError) as error:  # OSError: a full disk, a folder without permission, a vanished file
-        _say(f"error: {with_flags(error)}")
-        sys.exit(1)
-    except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        _say("error: memory is full; give a smaller `batch_size` or model, or fewer `workers`")
-        sys.exit(1)
-    except Stopped as stopped:
-        _say(with_flags(stopped))
-        sys.exit(stopped.exit_code)
-    except KeyboardInterrupt:
-        _say("stopped at once; nothing was saved since the last checkpoint")
-        sys.exit(130)
+    # outside of any `except`: a failed run's processes and files are released before the interpreter ends
+    sys.exit(_exit_code(sys.argv[1:] if arguments is None else arguments))
+
+
+def _exit_code(arguments: Sequence[str]) -> int:
+    """Run a command; what ends it becomes a line on the error stream, and an exit code."""
+    _prepare_process()
+    with stop_request(patient=False) as request:
+        try:
+            code = run(arguments)
+            if sys.stdout is not None:  # it was closed before we began
+                sys.stdout.flush()
+        except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return 141
+        except Stopped as stopped:
+            _say(with_flags(stopped))
+            return stopped.exit_code
+        except KeyboardInterrupt:
+            _say("stopped at once; nothing was saved since the last checkpoint")
+            return 130
+        except Exception as error:
+            if request.asked:  # what the signal interrupted has turned it into an error of its own
+                return 128 + request.number
+            line, code = _explained(error)
+            if not line:
+                raise
+            _say(f"error: {line}")
+        return code
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """An error in one line, and the exit code; an empty line for what is a fault of tinyseed."""
+    remedy = remedy_of(error)
+    if isinstance(error, InputError):
+        return with_flags(error), 2
+    if remedy is not None:
+        return references_as(f"{first_line(error)}: {remedy}", flag), 1
+    if isinstance(
+        error, RunError | OSError
+    ):  # OSError: a full disk, a folder without permission, a vanished file
+        return with_flags(error), 1
+    return "", 1
+
+
+def _prepare_process() -> None:
+    """What the process needs that may be missing where it was started."""
+    for standard in range(3):  # the first files to be opened must not become the standard streams
+        try:
+            os.fstat(standard)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names and our own dashes, in any encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):  # macOS offers no limit, and then refuses it
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -225,12 +260,6 @@ def _named(positional: str, call: Callable[[], Result]) -> Result:
         if error.argument not in (None, positional):
             raise
         raise UsageError(error.value, error.remedy, argument=positional) from error
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether an error of NumPy or torch says that memory is full."""
-    signs = ("allocate memory", "out of memory", "Storage size calculation overflowed", "bad_alloc")
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def _show(result: object) -> None:

@@ -5,6 +5,7 @@ with `argument(...)`; the command line then writes `--teacher`, Python writes `t
 in backticks (`` `teacher_weights` ``), which the command line turns into flags.
 """
 
+import errno
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -83,6 +84,42 @@ def references_as(text: str, write: Callable[[str], str]) -> str:
     'try a lower --lr'
     """
     return _REFERENCE.sub(lambda found: write(found[1]), text)
+
+
+_REMEDIES = {
+    errno.EMFILE: "raise the number of files that a process may open with ulimit -n",
+    errno.ENFILE: "raise the number of files that the machine may open (fs.file-max)",
+    errno.ENOMEM: "there is not enough memory; give fewer `workers`, or a smaller `batch_size`",
+    **dict.fromkeys(
+        (
+            errno.ENOTCONN,
+            errno.ETIMEDOUT,
+            errno.EHOSTDOWN,
+            errno.EHOSTUNREACH,
+            errno.ENETDOWN,
+            errno.ENETUNREACH,
+        ),
+        "the file system does not answer; look at its mount",
+    ),
+}
+"""What to do about errors of the operating system that say nothing about the file at hand."""
+
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|allocate memory|not enough memory|bad_alloc|Storage size calculation overflowed"
+)
+"""How torch says it, for a GPU and for the CPU."""
+
+
+def remedy_of(error: BaseException) -> str | None:
+    """What to do where a process or the machine lacks memory, open files or a file system; None for other errors.
+
+    Such an error is not a property of the file that was read when it occurred.
+    """
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))
+    ):
+        return _REMEDIES[errno.ENOMEM]
+    return _REMEDIES.get(error.errno or 0) if isinstance(error, OSError) else None
 
 
 def first_line(error: BaseException) -> str:

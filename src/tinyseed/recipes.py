@@ -4,10 +4,11 @@ Each recipe is a function that returns all settings in which such a run differs 
 is and where it comes from. Its name is the function's name with hyphens. Settings given beside a recipe win.
 """
 
+import ast
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from tinyseed.errors import InputError
 from tinyseed.settings.base import flag
@@ -377,12 +378,18 @@ class Recipe:
     @property
     def about(self) -> str:
         """What it is, in one line."""
-        return inspect.getdoc(self.settings).partition("\n")[0]  # pyright: ignore[reportOptionalMemberAccess]
+        return _docstring(self.settings).partition("\n")[0]
 
     @property
     def notes(self) -> str:
         """Where it comes from, and what differs."""
-        return inspect.getdoc(self.settings).partition("\n\n")[2]  # pyright: ignore[reportOptionalMemberAccess]
+        return _docstring(self.settings).partition("\n\n")[2]
+
+
+def _docstring(function: Callable[[], Settings]) -> str:
+    """From the source: python -OO keeps none."""
+    (definition,) = ast.parse(inspect.getsource(function)).body
+    return ast.get_docstring(cast(ast.FunctionDef, definition)) or ""
 
 
 _RECIPES = (

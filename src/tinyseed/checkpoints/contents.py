@@ -264,7 +264,9 @@ def refuse_false_sizes(content: object, path: Path) -> None:
         claimed = _claimed(tensor)
         if claimed > size + _SPARE:
             why = f"{name!r} claims {claimed / 2**20:,.0f} MiB, the file has {size / 2**20:,.1f} MiB"
-            raise InputError(path, f"holds a tensor larger than itself ({why}); save it with contiguous tensors")
+            raise InputError(
+                path, f"holds a tensor larger than itself ({why}); save it with contiguous tensors"
+            )
 
 
 def _claimed(tensor: Tensor) -> int:

@@ -105,7 +105,7 @@ def _read_tiff(data: bytes) -> Stored:
             stored = _planes(series.asarray(maxworkers=1), series.axes)
             orientation = page.tags.valueof(_ORIENTATION, 1)
             inverted = page.photometric == _WHITE_IS_ZERO
-    except BadImage:
+    except (BadImage, MemoryError):
         raise
     except ImportError as error:
         raise BadImage("reading TIFFs band by band needs tifffile: pip install tinyseed[bands]") from error

@@ -105,12 +105,10 @@ def _decoded(
     opener = _opener(data)
     try:
         return _loaded(opener, data, draft_size, convert)
-    except BadImage:
+    except (BadImage, MemoryError):  # a lack of memory is no fault of the image
         raise
     except (TooLarge, Image.DecompressionBombError) as error:
         raise BadImage(f"too large: {first_line(error)[:120]}") from error
-    except MemoryError as error:
-        raise BadImage("not enough memory to decode it") from error
     except Exception as error:
         bare = without_metadata(data)
         if bare != data:  # are the pixels damaged, too?

@@ -7,10 +7,10 @@ workers or processes sees the same images.
 
 import ctypes
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeVar, cast
@@ -18,7 +18,6 @@ from typing import TypeVar, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from tinyseed.data.addressed import permutation, uniforms
 from tinyseed.data.augmentation import View
@@ -27,10 +26,10 @@ from tinyseed.data.crop import CROP_DRAWS
 from tinyseed.data.decode import BadImage
 from tinyseed.data.draws import ViewDraws, draw_view
 from tinyseed.data.readers import RGB, Planes, Reader
-from tinyseed.errors import RunError
+from tinyseed.data.workers import in_processes, in_worker
+from tinyseed.errors import RunError, first_line, remedy_of
 from tinyseed.shapes import AnyPixels, CropPixels, Indices, Interpolation
 
-T = TypeVar("T")
 Result = TypeVar("Result")
 
 SUBSTITUTES_TRIED = 50
@@ -59,7 +58,7 @@ class TrainingBatch:
     given_up: bool = False
 
     def pin_memory(self) -> "TrainingBatch":
-        """Move to page-locked memory (called by DataLoader), so that transfers to a GPU overlap with computation."""
+        """Move to page-locked memory, so that transfers to a GPU overlap with computation."""
         return replace(self, pixels=tuple(pixels.pin_memory() for pixels in self.pixels))
 
     def to(self, device: torch.device) -> "TrainingBatch":
@@ -124,7 +123,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class TrainingViews(Dataset[TrainingBatch]):
+class TrainingViews:
     """Makes a requested batch; runs in the worker processes.
 
     Attributes:
@@ -139,7 +138,12 @@ class TrainingViews(Dataset[TrainingBatch]):
     candidates: NDArray[np.int64]
     reader: Reader = RGB
 
-    def __getitem__(self, request: Request) -> TrainingBatch:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def batch(self, request: Request) -> TrainingBatch:
+        """The batch; empty where too many images in a row cannot be read.
+
+        Raises:
+            RunError: memory, open files or the file system fail.
+        """
         draws = self._crop_draws(request.epoch, request.indices)
         images = in_threads(
             lambda place: self._readable(request, place, draws[:, place]), range(len(request.indices))
@@ -165,8 +169,8 @@ class TrainingViews(Dataset[TrainingBatch]):
             try:
                 views = self.reader.random_views(self.source.read(index), draws, self.views)
                 return _Cropped(index, tuple(views), tuple(bad))
-            except (BadImage, OSError) as error:
-                bad.append(BadRecord(index, self.source.name(index), str(error)))
+            except (BadImage, OSError, MemoryError) as error:
+                bad.append(_bad(self.source, index, error))
             index = self._substitute(request, place, attempt)
             draws = self._crop_draws(request.epoch, np.array([index]))[:, 0]
         return _Cropped(index, (), tuple(bad))
@@ -193,13 +197,13 @@ class _Cropped:
 
 
 @dataclass(frozen=True)
-class _EvaluationViews(Dataset[EvaluationBatch]):
+class _EvaluationViews:
     source: Source
     size: int
     interpolation: Interpolation
     reader: Reader
 
-    def __getitem__(self, indices: NDArray[np.int64]) -> EvaluationBatch:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def batch(self, indices: NDArray[np.int64]) -> EvaluationBatch:
         read = in_threads(self._view, indices.tolist())
         pixels = [view for view in read if not isinstance(view, BadRecord)]
         kept = [
@@ -214,8 +218,20 @@ class _EvaluationViews(Dataset[EvaluationBatch]):
     def _view(self, index: int) -> Planes | BadRecord:
         try:
             return self.reader.evaluation_view(self.source.read(index), self.size, self.interpolation)
-        except (BadImage, OSError) as error:
-            return BadRecord(index, self.source.name(index), str(error))
+        except (BadImage, OSError, MemoryError) as error:
+            return _bad(self.source, index, error)
+
+
+def _bad(source: Source, index: int, error: Exception) -> BadRecord:
+    """The record of an image that cannot be read.
+
+    Raises:
+        RunError: it could be, if there were memory, files to open or a file system.
+    """
+    remedy = remedy_of(error)
+    if remedy is not None:
+        raise RunError(f"{source.name(index)} could not be read ({first_line(error)}): {remedy}") from error
+    return BadRecord(index, source.name(index), str(error))
 
 
 def in_threads(work: Callable[[int], Result], items: Sequence[int]) -> list[Result]:
@@ -223,7 +239,7 @@ def in_threads(work: Callable[[int], Result], items: Sequence[int]) -> list[Resu
 
     Pillow decodes and resizes without Python's lock, so threads share the work if there are no workers.
     """
-    if get_worker_info() is not None or len(items) < 2:
+    if in_worker() or len(items) < 2:
         return [work(item) for item in items]
     threads = min(usable_cores(), len(items))
     parts = [items[first::threads] for first in range(threads)]
@@ -243,40 +259,27 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Requests(Sampler[Request]):
-    def __init__(self, plan: Plan, first_step: int) -> None:
-        self.plan = plan
-        self.first_step = first_step
-
-    def __iter__(self) -> Iterator[Request]:
-        return self.plan.requests(self.first_step)
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
 def training_batches(
     views: TrainingViews, plan: Plan, *, first_step: int, workers: int, pin_memory: bool
-) -> Iterator[TrainingBatch]:
+) -> Generator[TrainingBatch, None, None]:
     """This process' batches from a step on, without end; there is no pause between epochs.
 
     Raises:
-        RunError: a worker met 50 unreadable images in a row.
+        RunError: 50 images in a row could not be read, a worker died, or memory, open files or the file system failed.
     """
-    loader = DataLoader(
-        views,
-        batch_size=None,
-        sampler=_Requests(plan, first_step),
-        num_workers=workers,
-        collate_fn=_unchanged,
-        worker_init_fn=_start_worker,
-        pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
-    )
-    for batch in loader:
-        if batch.given_up:  # raised here, because an error in a worker arrives as a page of traceback
-            last = batch.bad[-1]
-            raise RunError(
-                f"{SUBSTITUTES_TRIED} images in a row could not be read, the last {last.name}: {last.reason}"
-            )
-        yield batch
+    requests = plan.requests(first_step)
+    received = _pinned() if pin_memory else _unchanged
+    with closing(in_processes(views.batch, requests, workers, received)) as batches:
+        for batch in batches:
+            if batch.given_up:
+                last = batch.bad[-1]
+                raise RunError(
+                    f"{SUBSTITUTES_TRIED} images in a row could not be read, the last {last.name}: {last.reason}"
+                )
+            yield batch
 
 
 def evaluation_batches(
@@ -288,30 +291,30 @@ def evaluation_batches(
     reader: Reader = RGB,
     batch_size: int = 128,
     workers: int = 0,
-) -> Iterable[EvaluationBatch]:
-    """The evaluation views of these images, in order."""
-    requests: Sequence[NDArray[np.int64]] = [
-        indices[start : start + batch_size] for start in range(0, len(indices), batch_size)
-    ]
-    return DataLoader(
-        _EvaluationViews(source, size, interpolation, reader),
-        batch_size=None,
-        sampler=requests,  # pyright: ignore[reportArgumentType]  (a sampler is any iterable of what the data set takes)
-        num_workers=min(workers, len(requests)),
-        collate_fn=_unchanged,
-        worker_init_fn=_start_worker,
-    )
+) -> Generator[EvaluationBatch, None, None]:
+    """The evaluation views of these images, in order.
+
+    Raises:
+        RunError: a worker died, or memory, open files or the file system failed.
+    """
+    requests = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    views = _EvaluationViews(source, size, interpolation, reader)
+    return in_processes(views.batch, requests, min(workers, len(requests)))
 
 
-def _unchanged(batch: T) -> T:
+def _unchanged(batch: TrainingBatch) -> TrainingBatch:
     return batch
 
 
-def _start_worker(_: int) -> None:
-    """Ctrl-C reaches the whole process group: only the main process handles it, and ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    keep_freed_memory()
+def _pinned() -> Callable[[TrainingBatch], TrainingBatch]:
+    """Moves batches to page-locked memory of this thread's GPU; a thread begins with the first one."""
+    gpu = torch.cuda.current_device()
+
+    def pin(batch: TrainingBatch) -> TrainingBatch:
+        torch.cuda.set_device(gpu)
+        return batch.pin_memory()
+
+    return pin
 
 
 def keep_freed_memory() -> None:

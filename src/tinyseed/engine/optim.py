@@ -52,8 +52,8 @@ def _lars(settings: TrainSettings, trained: list[nn.Parameter], lr: float) -> Op
 
     Source: You et al., Large Batch Training of Convolutional Networks, 2017 (arXiv 1708.03888), algorithm 1; SimCLR
     (arXiv 2002.05709), section 2.1 and its published code.
-    Differs: momentum accumulates steps that the learning rate has not multiplied yet, as torch's SGD and SwAV's LARC do,
-    but not SimCLR's code; nor does that divide by ‖g‖ + λ‖w‖, but by ‖g + λw‖.
+    Differs: momentum accumulates steps that the learning rate has not multiplied yet, as torch's SGD and SwAV's LARC
+    do, but not SimCLR's code; nor does that divide by ‖g‖ + λ‖w‖, but by ‖g + λw‖.
     """
     ensure_torchvision()
     from timm.optim.lars import Lars

@@ -1,10 +1,10 @@
 """A run: what it consists of, and how it starts, is evaluated, saved, resumed and finished."""
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -36,7 +36,7 @@ from tinyseed.models.teacher import Teacher
 from tinyseed.progress import Progress, duration
 from tinyseed.report.page import write_report
 from tinyseed.settings.train import DistillSettings, TrainSettings
-from tinyseed.signals import StopRequest
+from tinyseed.signals import Stopped, StopRequest
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Run:
         data = self.data
         return TrainingViews(data.source, wanted, self.settings.seed, data.training, data.reader)
 
-    def batches(self) -> Iterator[TrainingBatch]:
+    def batches(self) -> Generator[TrainingBatch, None, None]:
         """This process' batches from the current step on, on its device; waiting for them is timed."""
         on_gpu = self.runtime.device.type == "cuda"
         workers = worker_count(self.settings.workers, on_gpu)
@@ -163,12 +163,13 @@ class Run:
         )
         self.clock.start()
         self.log.restart()
-        while True:
-            began = time.perf_counter()
-            batch = next(loaded)
-            self.log.waited += time.perf_counter() - began
-            self.log.quarantine.add(batch.bad)
-            yield batch.to(self.runtime.device)
+        with closing(loaded):
+            while True:
+                began = time.perf_counter()
+                batch = next(loaded)
+                self.log.waited += time.perf_counter() - began
+                self.log.quarantine.add(batch.bad)
+                yield batch.to(self.runtime.device)
 
     def write_log(self, lr: float) -> None:
         """Write a line of metrics.jsonl and show it.
@@ -185,21 +186,40 @@ class Run:
         seconds_left = self.clock.elapsed / self.step * (total - self.step)
         self.log.show(metrics, total, seconds_left, final=self.done)
 
-    def evaluate(self) -> None:
+    @property
+    def evaluation_missing(self) -> bool:
+        """Whether the evaluation after the last step is still to be done: before the first one, or after a stop."""
+        if self.step > 0 and not self.evaluation_due:
+            return False
+        return self.runtime.largest([float(self._evaluated)]) == [0]
+
+    @property
+    def _evaluated(self) -> bool:
+        """Whether the network was evaluated after the last step; the first process knows."""
+        return any(line["step"] == self.step for line in self.evaluations)
+
+    def evaluate(self, request: StopRequest) -> None:
         """Evaluate the network on held-out images and log it, once per step; the first process does it for all.
 
         Raises:
             RunError: a weight is not finite.
+            Stopped: a signal asked to stop, and the run was saved; the evaluation is done when it is resumed.
         """
         self.require_finite()
         self.require_folder()
-        if self.runtime.is_main and not any(line["step"] == self.step for line in self.evaluations):
-            metrics = self.monitor.measure(self.method)
-            line = finite({"step": self.step, "epoch": self.epoch, **metrics})
-            self.folder.log(line)
-            self.evaluations.append(line)
-            self.log.evaluated(self.epoch, metrics)
+        if self.runtime.is_main and not self._evaluated:
+            metrics: Metrics | None = None
+            with suppress(Stopped), request.at_once():
+                metrics = self.monitor.measure(self.method)
+            if metrics is not None:
+                line = finite({"step": self.step, "epoch": self.epoch, **metrics})
+                self.folder.log(line)
+                self.evaluations.append(line)
+                self.log.evaluated(self.epoch, metrics)
         self.runtime.barrier()
+        (number,) = self.runtime.largest([float(request.number)])
+        if number:
+            self.save_and_stop(int(number))
         self.log.restart()
 
     def state(self) -> dict[str, Any]:
@@ -270,6 +290,15 @@ class Run:
         self.clock.saved_at = time.monotonic()
         self.runtime.barrier()
 
+    def save_and_stop(self, number: int) -> NoReturn:
+        """Save, since this signal asks to stop.
+
+        Raises:
+            Stopped: always.
+        """
+        self.save()
+        raise Stopped(number, f"stopped at step {self.step} and saved; resume with `resume`")
+
     def restore(self) -> None:
         """Continue where the last checkpoint was written.
 
@@ -302,9 +331,9 @@ class Run:
             trained = f"epoch {self.epoch}, {duration(last.elapsed)} of training"
             self.log.progress.say(f"resumed at step {self.step} ({trained})")
 
-    def finish(self) -> Metrics:
+    def finish(self, request: StopRequest) -> Metrics:
         """Evaluate once more, save, and write the model, summary.json and report.html; returns the summary."""
-        self.evaluate()
+        self.evaluate(request)
         self.save()
         self.require_folder()
         spec, encoder = spec_of(self.settings), self.method.encoder

@@ -10,11 +10,11 @@ import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.plugins.precision import Precision
-from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tinyseed.data.loader import usable_cores
+from tinyseed.engine.processes import STEP_PATIENCE, WAITING_PATIENCE, WatchedDDP
 from tinyseed.errors import InputError
 from tinyseed.methods.base import Group, SingleProcess
 from tinyseed.precision import native_bf16
@@ -69,12 +69,14 @@ class Runtime:
     Attributes:
         precision: as resolved, never "auto".
         plugin: Fabric's precision plugin; its state (the loss scale of float16) belongs to a checkpoint.
+        waiting: the processes that `barrier` waits for; None: there is one only.
     """
 
     fabric: Fabric
     plugin: Precision
     precision: PrecisionName
     group: Group
+    waiting: dist.ProcessGroup | None = None
 
     @property
     def device(self) -> torch.device:
@@ -103,8 +105,9 @@ class Runtime:
         return self.group.gather(values_here).amax(0).tolist()
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
-        self.fabric.barrier()
+        """Wait until every process is here, however long one of them evaluates or saves."""
+        if self.waiting is not None:
+            dist.barrier(self.waiting)
 
 
 def start(settings: TrainSettings) -> Runtime:
@@ -123,7 +126,8 @@ def start(settings: TrainSettings) -> Runtime:
     plugin = _plugin(precision, "cuda" if on_gpu else "cpu")
     parallel = devices * nodes > 1
     # Buffers are not broadcast: each process keeps its own batch norm statistics, and queues are gathered instead.
-    strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True) if parallel else "auto"
+    options = {"broadcast_buffers": False, "gradient_as_bucket_view": True, "timeout": STEP_PATIENCE}
+    strategy = WatchedDDP(**options) if parallel else "auto"
     fabric = Fabric(
         accelerator="cuda" if on_gpu else "cpu",
         devices=devices,
@@ -132,10 +136,17 @@ def start(settings: TrainSettings) -> Runtime:
         plugins=[plugin],
     )
     fabric.launch()
+    waiting = _waiting_group() if parallel else None
     if on_gpu:
         torch.set_float32_matmul_precision("high")
     group = ProcessGroup(fabric.global_rank, fabric.world_size) if parallel else SingleProcess()
-    return Runtime(fabric, plugin, precision, group)
+    return Runtime(fabric, plugin, precision, group, waiting)
+
+
+def _waiting_group() -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo", timeout=WAITING_PATIENCE)
+    assert isinstance(group, dist.ProcessGroup)  # an integer stands for a group that this process is not in
+    return group
 
 
 def _devices(settings: TrainSettings, on_gpu: bool) -> tuple[int, int]:

@@ -5,7 +5,7 @@ What a run consists of, and how it starts, saves and ends, is in run.py.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,14 @@ import torch
 from tinyseed.data.addressed import uniforms
 from tinyseed.data.loader import TrainingBatch
 from tinyseed.data.render import render_view
+from tinyseed.engine.processes import connected
 from tinyseed.engine.run import Run, open_run
 from tinyseed.engine.run_folder import Metrics, open_run_folder
 from tinyseed.errors import argument
 from tinyseed.locks import refuse_held
 from tinyseed.methods.base import StepOutput
 from tinyseed.settings.train import TrainSettings
-from tinyseed.signals import Stopped, stop_request
+from tinyseed.signals import stop_request
 
 
 def train(settings: TrainSettings, *, quiet: bool = False) -> Metrics:
@@ -38,24 +39,24 @@ def train(settings: TrainSettings, *, quiet: bool = False) -> Metrics:
     with argument("out"):
         refuse_held(settings.out)
     folder = open_run_folder(settings)
-    with stop_request() as request, open_run(settings, folder, quiet=quiet) as run:
-        if run.step == 0:
-            run.evaluate()
-        batches = run.batches()
-        while not run.done:
-            lr = run.lr
-            run.log.add(train_step(run, batches, lr))
-            run.step += 1
-            if run.log_due:
-                run.write_log(lr)
-            if run.evaluation_due:
-                run.evaluate()
-            stop, save_due = run.agree(request)
-            if run.epoch_ended or save_due or stop:
-                run.save()
-            if stop:
-                raise Stopped(stop, f"stopped at step {run.step} and saved; resume with `resume`")
-        return run.finish()
+    with connected(), open_run(settings, folder, quiet=quiet) as run, stop_request() as request:
+        if run.evaluation_missing:
+            run.evaluate(request)
+        with closing(run.batches()) as batches:
+            while not run.done:
+                lr = run.lr
+                run.log.add(train_step(run, batches, lr))
+                run.step += 1
+                if run.log_due:
+                    run.write_log(lr)
+                if run.evaluation_due:
+                    run.evaluate(request)
+                stop, save_due = run.agree(request)
+                if stop:
+                    run.save_and_stop(stop)
+                if run.epoch_ended or save_due:
+                    run.save()
+        return run.finish(request)
 
 
 def train_step(run: Run, batches: Iterator[TrainingBatch], lr: float) -> list[StepOutput]:

@@ -7,7 +7,8 @@ depend only on the seed, so a stopped training resumes bit-exactly.
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,20 +189,20 @@ def fit_classifier(
     autocast = autocast_dtype(precision, device())
     training = _Training.of(encoder, train, recipe, classes=classes, seed=seed, autocast=autocast)
     first = 0 if checkpoint is None else training.resume(checkpoint)
-    batches = training.batches(train, first, workers)
     saved = time.monotonic()
-    for epoch in track(range(first, recipe.epochs), f"{title}: epochs", recipe.epochs, first):
-        loss = _epoch(training, batches, epoch=epoch)
-        if not math.isfinite(loss) or first_non_finite(training.state) is not None:
-            raise DivergedError(
-                f"the loss is {loss} in epoch {epoch + 1}: the learning rate is too high; give a lower `lr`"
-            )
-        if checkpoint is not None and time.monotonic() - saved >= SAVE_SECONDS:
-            saved = time.monotonic()
-            try:
-                training.save(checkpoint, epoch + 1)
-            except RunError as error:  # a full or read-only cache
-                say_once(f"{error}; the evaluation goes on, but cannot be resumed")
+    with closing(training.batches(train, first, workers)) as batches:
+        for epoch in track(range(first, recipe.epochs), f"{title}: epochs", recipe.epochs, first):
+            loss = _epoch(training, batches, epoch=epoch)
+            if not math.isfinite(loss) or first_non_finite(training.state) is not None:
+                raise DivergedError(
+                    f"the loss is {loss} in epoch {epoch + 1}: the learning rate is too high; give a lower `lr`"
+                )
+            if checkpoint is not None and time.monotonic() - saved >= SAVE_SECONDS:
+                saved = time.monotonic()
+                try:
+                    training.save(checkpoint, epoch + 1)
+                except RunError as error:  # a full or read-only cache
+                    say_once(f"{error}; the evaluation goes on, but cannot be resumed")
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return training.model.eval()
@@ -254,7 +255,7 @@ class _Training:
         """All that changes."""
         return {"model": self._trained.state_dict(), "optimizer": self.optimizer.state_dict()}
 
-    def batches(self, train: Split, first_epoch: int, workers: int) -> Iterator[TrainingBatch]:
+    def batches(self, train: Split, first_epoch: int, workers: int) -> Generator[TrainingBatch, None, None]:
         """Random crops and mirror images, from an epoch on."""
         settings = ViewSettings(
             crop_scale=self.recipe.crop_scale, jitter_probability=0, gray_probability=0, blur_probability=0

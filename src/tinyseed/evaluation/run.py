@@ -42,8 +42,9 @@ def evaluate(spec: EvaluationSpec, settings: Any) -> Report:  # noqa: ANN401  (a
     began = time.perf_counter()
     settings.check()
     with ExitStack() as held, stop_request() if spec.stoppable else nullcontext(StopRequest()) as request:
-        data = (spec.open_data or open_splits)(settings)
-        subjects = (spec.subjects or _the_model)(settings)
+        with request.at_once():  # there is nothing to save yet
+            data = (spec.open_data or open_splits)(settings)
+            subjects = (spec.subjects or _the_model)(settings)
         (main,) = (subject for subject in subjects if subject.role == spec.main)
         folder = report_folder(settings, main.name)
         if folder is not None:

@@ -1,0 +1,92 @@
+"""Several processes of a run: none outlives another, and a lost one is reported in one line."""
+
+import os
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
+
+from tinyseed.errors import RunError
+from tinyseed.progress import Progress
+
+STEP_PATIENCE = timedelta(minutes=10)
+"""How long a process waits for the others' part of a step."""
+
+WAITING_PATIENCE = timedelta(days=7)
+"""How long processes wait for the first one, which evaluates and saves for all. Its death ends the wait at once."""
+
+_LOOK_SECONDS, _GRACE_SECONDS = 0.5, 15.0
+_LOST = re.compile("gloo|NCCL|connection (closed|reset|refused)|broken pipe|timed out", re.IGNORECASE)
+
+
+class WatchedDDP(DDPStrategy):
+    """Data-parallel training whose processes end when one of them has failed.
+
+    Fabric's own launcher kills the first process without a word if another one fails, and leaves the others alone if
+    the first one is killed.
+    """
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+
+class _Launcher(_SubprocessScriptLauncher):
+    def launch(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        if not self.cluster_environment.creates_processes_externally:
+            self._call_children_scripts()
+        watch(os.getppid(), self.procs)
+        _set_num_threads_if_needed(num_processes=self.num_processes)
+        return function(*args, **kwargs)
+
+
+def watch(parent: int, children: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """End this process soon after its launcher or one of the processes that it has launched has failed.
+
+    Usually the lost connection does that at once. A process that waits for a GPU, or for others to join, does not
+    notice; the grace is for one that does and is still saving or cleaning up.
+    """
+
+    def failed() -> str:
+        if os.getppid() != parent:
+            return "the process that launched this one has ended"
+        codes = [process.poll() for process in children]
+        return "another process of this run has failed" if any(codes) else ""
+
+    def look() -> None:
+        while not failed():
+            time.sleep(_LOOK_SECONDS)
+        time.sleep(_GRACE_SECONDS)
+        Progress().say(f"tinyseed: error: {failed()}, so this one ends too; the last checkpoint is intact")
+        for process in children:
+            process.kill()
+        os._exit(1)
+
+    threading.Thread(target=look, name="watch", daemon=True).start()
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Report a lost connection in one line.
+
+    Raises:
+        RunError: another process has ended, or has not answered in time.
+    """
+    try:
+        yield
+    except RunError:
+        raise
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not _LOST.search(str(error)):
+            raise
+        remedy = "if it has said why, that is above; the last checkpoint is intact, resume with `resume`"
+        raise RunError(f"another process of this run has ended or does not answer; {remedy}") from error
