@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tinyseed.checkpoints import load as models
-from tinyseed.checkpoints.formats import ModelDescription
+from tinyseed.checkpoints.public import ModelDescription
 from tinyseed.checkpoints.saved import load_encoder
 from tinyseed.detection.export import export_detectron2 as write_detectron2
 from tinyseed.engine.run_folder import Metrics

@@ -8,9 +8,9 @@ from tinyseed.errors import argument
 from tinyseed.lazy import lazy
 
 if TYPE_CHECKING:
-    from tinyseed.checkpoints import formats, load
+    from tinyseed.checkpoints import load, public
 else:
-    formats, load = lazy("tinyseed.checkpoints.formats", "tinyseed.checkpoints.load")
+    load, public = lazy("tinyseed.checkpoints.load", "tinyseed.checkpoints.public")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class TeachersSettings:
     """Architecture (a model name) of a file that does not state it."""
 
 
-def describe(spec: str, settings: TeachersSettings) -> "formats.ModelDescription":
+def describe(spec: str, settings: TeachersSettings) -> "public.ModelDescription":
     """Describe a checkpoint file, folder, URL or model name.
 
     Raises:
@@ -33,7 +33,7 @@ def describe(spec: str, settings: TeachersSettings) -> "formats.ModelDescription
         return load.describe_model(spec, arch=settings.teacher_arch)
 
 
-def table(teacher: "formats.ModelDescription") -> str:
+def table(teacher: "public.ModelDescription") -> str:
     """The description of a teacher, one property per line."""
     expected = teacher.input
     head = f"{teacher.head}, to {teacher.dim}" if teacher.head != "none" else "none"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from tinyseed.checkpoints.formats import load_file
+from tinyseed.checkpoints.public import load_file
 from tinyseed.models.spec import ModelSpec
 from tinyseed.models.teacher import Teacher
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tinyseed.checkpoints.formats import load_file
+from tinyseed.checkpoints.public import load_file
 from tinyseed.errors import InputError, argument
 from tinyseed.models.spec import ModelSpec
 
@@ -128,20 +128,25 @@ def test_code_in_a_pickle_is_not_run(tmp_path, layout):
 def test_tensors_that_a_layout_does_not_know_are_refused(listing, save):
     about = listing("moco_v2_resnet18")
     state = empty(about) | {"module.predictor.weight": torch.zeros(2, 2)}
-    assert "no MoCo checkpoint has, nothing was loaded: predictor.weight" in refused(
+    assert "no MoCo v2 checkpoint has, nothing was loaded: predictor.weight" in refused(
         save(state, about["file_layout"])
     )
     state = empty(about)
     state["modul.encoder_q.conv1.weight"] = state.pop("module.encoder_q.conv1.weight")
-    assert "modul.encoder_q.conv1.weight" in refused(save(state, about["file_layout"]))
+    message = refused(save(state, about["file_layout"]))
+    assert "modul.encoder_q.conv1.weight" in message
+    assert "give `prefix` encoder_q" in message
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"state_dict": {"a": torch.zeros(1)}, "ema": {"a": torch.zeros(1)}}, "holds tensors under 'ema' beside"),
-        ({"state_dict": {}}, "holds an empty state dict"),
-        ({"a": torch.zeros(1), "b": 3}, "is not a state dict: 'b' is not a tensor but of type int"),
+        (
+            {"state_dict": {"a": torch.zeros(1)}, "ema": {"a": torch.zeros(1)}},
+            "holds several networks ('state_dict', 'ema'), nothing was loaded",
+        ),
+        ({"state_dict": {}}, "holds no tensors of a network (only 'state_dict')"),
+        ({"a": 2.0, "b": 3}, "holds no tensors of a network (only 'a', 'b')"),
         ({name: torch.zeros(1) for name in ("module.a", "a", "module.b")}, "twice, with and without 'module.'"),
         ([torch.zeros(1)], "holds a list where a state dict is needed"),
     ],

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from tinyseed.assets import CLOTHING_TEACHER
+from tinyseed.checkpoints.entries import read_weights
 from tinyseed.checkpoints.fit import fit_network
-from tinyseed.checkpoints.formats import ModelDescription, describe, load_file, with_output
 from tinyseed.checkpoints.huggingface import PREFIX, load_transformers
 from tinyseed.checkpoints.pretrained import build_pretrained
+from tinyseed.checkpoints.public import ModelDescription, describe, load_file, with_output
 from tinyseed.checkpoints.remote import is_url, local_file
 from tinyseed.checkpoints.saved import is_export, load_encoder, model_file
-from tinyseed.checkpoints.weights import read_weights
 from tinyseed.errors import InputError, argument
 from tinyseed.models.backbones import Backbone, as_backbone, build_backbone, probe_width, seeded
 from tinyseed.models.encoder import Encoder
@@ -25,7 +25,7 @@ BUNDLED = {"tinyseed/clothing-resnet18": CLOTHING_TEACHER}
 """Teachers that come with the package."""
 
 _PATH = re.compile(
-    r"^[./~]|^(?!timm/|torchvision/|swav/|seed/|transformers:).*/|\.(safetensors|pth|pt|ckpt|tar|bin)$"
+    r"^[./~]|^(?!timm/|torchvision/|swav/|seed/|moco/|transformers:).*/|\.(safetensors|pth|pt|ckpt|tar|bin)$"
 )
 # Another stream than a student's of the same seed: a random teacher has to be another network.
 _TEACHER_STREAM = 0x7EAC4E5

@@ -8,22 +8,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
 
 from safetensors import SafetensorError, safe_open
 
 from tinyseed.checkpoints.fit import fit_weights
 from tinyseed.checkpoints.weights import read_safetensors, write_safetensors
 from tinyseed.errors import InputError
-from tinyseed.models.backbones import Backbone, build_backbone
+from tinyseed.models.backbones import Backbone, build_backbone, seeded
 from tinyseed.models.contract import InputContract
-from tinyseed.models.encoder import Encoder, Projector, ProjectorKind, build_projector
+from tinyseed.models.encoder import Encoder, Projector, is_kind
 from tinyseed.models.names import PACKAGES
 
 MODEL_FILES = ("student.safetensors", "encoder.safetensors")
 PROJECTOR_FILE = "projector.safetensors"
 
-_KINDS: dict[str, ProjectorKind] = {kind: kind for kind in get_args(ProjectorKind)}
 _FOREIGN = "was not written by tinyseed; give a run folder or an exported file"
 
 
@@ -189,9 +187,9 @@ def _load_projector(file: Path, width: int) -> Projector:
         dim, hidden = int(metadata["out"]), int(metadata["hidden"])
     except (KeyError, ValueError) as error:
         raise InputError(file, "is not a projector that tinyseed wrote") from error
-    if kind not in _KINDS or given != width:
+    if given != width or not is_kind(kind):
         raise InputError(file, f"takes {given} features ({kind}), the backbone beside it gives {width}")
-    projector = build_projector(_KINDS[kind], width, dim, hidden, seed=0)
-    assert projector is not None
+    with seeded(0):
+        projector = Projector(kind, width, dim, hidden)
     fit_weights(projector, state, name=f"the {kind} projector", source=file)
     return projector

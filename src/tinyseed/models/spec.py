@@ -25,6 +25,8 @@ class ModelSpec:
         weights: for a library's name: a file with its state dict, "random", or None for the library's pre-trained
             weights (cached or downloaded).
         arch: name of the network in a checkpoint whose tensors fit several, or none that is known.
+        prefix: which part of a checkpoint, by what its tensors' names begin with: the key of one of several networks
+            (`model_ema`), or a module (`encoder_k`, `teacher.backbone`).
         output: what the encoder gives.
         small_stem: for a library's name: whether its weights are for the small stem.
         image_size: side of the images in pixels; by default what the model was made for.
@@ -35,6 +37,7 @@ class ModelSpec:
     name: str | Path
     weights: str | Path | None = None
     arch: str | None = None
+    prefix: str | None = None
     output: Output = "auto"
     small_stem: bool = False
     image_size: int | None = None
