@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tinyseed.errors import argument
 from tinyseed.lazy import lazy
@@ -21,6 +21,10 @@ class TeachersSettings:
     """Print JSON."""
     teacher_arch: str | None = None
     """Architecture (a model name) of a file that does not state it."""
+    teacher_prefix: str | None = None
+    """Part of a file, by what its tensors' names begin with: one of several networks or a module."""
+    teacher_output: Literal["auto", "head", "backbone", "trunk"] = "auto"
+    """What is used; auto: the head, where there is one."""
 
 
 def describe(spec: str, settings: TeachersSettings) -> "public.ModelDescription":
@@ -29,8 +33,10 @@ def describe(spec: str, settings: TeachersSettings) -> "public.ModelDescription"
     Raises:
         InputError: there is no such model, or it cannot be loaded.
     """
-    with argument(arch="teacher_arch"):
-        return load.describe_model(spec, arch=settings.teacher_arch)
+    with argument(arch="teacher_arch", prefix="teacher_prefix", output="teacher_output"):
+        return load.describe_model(
+            spec, arch=settings.teacher_arch, prefix=settings.teacher_prefix, output=settings.teacher_output
+        )
 
 
 def table(teacher: "public.ModelDescription") -> str:

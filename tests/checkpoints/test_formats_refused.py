@@ -23,6 +23,11 @@ FAMILIES = {
     "dino_resnet50": "layer4.2.conv3.weight",
     "dino_vits16": "blocks.3.attn.qkv.weight",
     "swav_resnet50": "module.layer1.0.conv1.weight",
+    "more/seed_smallpatch_rn18_from_swav": "module.student.layer1.0.conv1.weight",
+    "more/seed_efficientnet_b0": "module.student._blocks.3._se_reduce.weight",
+    "more/seed_mobilenetv3_small": "module.student.features.4.conv.5.fc.0.weight",
+    "more/moco_v3_vits": "module.base_encoder.blocks.3.attn.qkv.weight",
+    "more/simclr_sthalles": "backbone.layer1.0.conv1.weight",
 }
 
 
@@ -35,11 +40,15 @@ def refused(path):
     return str(caught.value)
 
 
+def tensors_of(about):
+    return about["tensors"] if "tensors" in about else next(iter(about["tensors_by_place"].values()))
+
+
 def empty(about):
     """A listing's tensors without memory: they are refused by their names and shapes."""
     return {
         name: torch.zeros((), dtype=getattr(torch, dtype)).expand(shape)
-        for name, (shape, dtype) in about["tensors"].items()
+        for name, (shape, dtype) in tensors_of(about).items()
     }
 
 
@@ -56,6 +65,7 @@ def save(wrapped, tmp_path):
 def test_a_renamed_and_a_misshapen_tensor_are_named(name, listing, save):
     about, tensor = listing(name), FAMILIES[name]
     plain = tensor.replace("module.", "").removeprefix("encoder_q.").removeprefix("student.")
+    plain = plain.removeprefix("base_encoder.").removeprefix("backbone.")
     state = empty(about)
     state[f"{tensor}s"] = state.pop(tensor)
     message = refused(save(state, about["file_layout"]))
@@ -74,10 +84,9 @@ def test_a_renamed_and_a_misshapen_tensor_are_named(name, listing, save):
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "dino" not in name])
 def test_a_wrong_head_is_named(name, listing, save):
     about = listing(name)
-    last = [key for key in about["tensors"] if ".fc." in key or "projection_head" in key]
-    last = next(
-        key for key in reversed(last) if key.endswith("weight") and "_k." not in key and "teacher" not in key
-    )
+    heads, others = (".fc.", "projection_head", "encoder.head."), ("_k.", "teacher", "momentum", "features")
+    last = [key for key in tensors_of(about) if any(head in key for head in heads) and key.endswith("weight")]
+    last = next(key for key in reversed(last) if not any(other in key for other in others))
     state = empty(about)
     state[last] = torch.zeros(()).expand(*state[last].shape[:-1], state[last].shape[-1] + 2)
     assert "mis-shaped" in refused(save(state, about["file_layout"]))

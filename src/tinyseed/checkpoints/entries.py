@@ -4,7 +4,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -158,13 +158,18 @@ def levels(state: StateDict, path: Path) -> Iterator[tuple[str, StateDict]]:
         removed += first
 
 
-def read_weights(path: Path) -> StateDict:
-    """The tensors of the one network in a file by name, on the CPU, without the prefixes of torch's wrappers.
+def read_weights(path: Path, prefix: str | None = None) -> StateDict:
+    """The tensors of a network in a file by name, on the CPU, without the prefixes of torch's wrappers.
+
+    Args:
+        path: of the file.
+        prefix: which network, see `under`; by default the only one.
 
     Raises:
         InputError: the file is missing or broken, holds no network, or several.
     """
-    return one_network(sort_entries(read_content(path), path), path)[1]
+    entries = sort_entries(read_content(path), path)
+    return one_network(entries if prefix is None else under(entries, prefix, path), path)[1]
 
 
 def one_network(entries: Entries, path: Path) -> tuple[str, StateDict]:
@@ -181,3 +186,38 @@ def one_network(entries: Entries, path: Path) -> tuple[str, StateDict]:
     listed = ", ".join(repr(key) for key in keys[:6])
     why = f"holds several networks ({listed}{', …' if len(keys) > 6 else ''}), nothing was loaded"
     raise InputError(path, f"{why}; choose one by its name: give `prefix` {keys[0]}")
+
+
+def under(entries: Entries, prefix: str, path: Path) -> Entries:
+    """Only the tensors whose names begin with a prefix, without it; the others are unused.
+
+    Args:
+        entries: of a file.
+        prefix: as in the file (`teacher.backbone`), or without the key of the only network and what all names share.
+        path: the file, for errors.
+
+    Raises:
+        InputError: no name begins so.
+    """
+    beginning = prefix.rstrip(".") + "."
+    unused = Counter(entries.unused)
+    for state, parallel in _views(entries, path):
+        found = {n.removeprefix(beginning): value for n, value in state.items() if n.startswith(beginning)}
+        if not found:
+            continue
+        total = sum(map(len, entries.networks.values()))
+        unused[f"all but {prefix.rstrip('.')}"] += total - len(found)
+        return replace(entries, networks={prefix: found}, parallel={prefix: parallel}, unused=unused)
+    parts = {name.partition(".")[0] for name in entries.flat()}
+    remedy = f"{path} has no tensors of this prefix; it has {', '.join(sorted(parts)[:8])}"
+    raise InputError(prefix, remedy, argument="prefix")
+
+
+def _views(entries: Entries, path: Path) -> list[tuple[StateDict, int]]:
+    """Ways to name a file's tensors that a prefix may refer to."""
+    flat = [(entries.flat(), 0)]
+    try:
+        key, state = one_network(entries, path)
+    except InputError:
+        return flat
+    return flat + [(part, entries.parallel.get(key, 0)) for _, part in levels(state, path)]

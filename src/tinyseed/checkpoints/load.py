@@ -57,6 +57,11 @@ def load_model(spec: ModelSpec | str | Path) -> Encoder:
         InputError: as `load_teacher`.
     """
     spec = _as_spec(spec)
+    encoder = _load_model(spec)
+    return encoder.with_input(spec.expected(encoder.input))
+
+
+def _load_model(spec: ModelSpec) -> Encoder:
     text = str(spec.name)
     if text.startswith(RANDOM):
         text = text.removeprefix(RANDOM)
@@ -70,20 +75,32 @@ def load_model(spec: ModelSpec | str | Path) -> Encoder:
     if spec.arch is not None:
         why = f"is for files that do not say what they are; {text} does"
         raise InputError(spec.arch, why, argument="arch")
+    if spec.prefix is not None and spec.weights in (None, "random"):
+        raise InputError(spec.prefix, f"is for checkpoint files; {text} is a name", argument="prefix")
     encoder = load_transformers(spec) if text.startswith(PREFIX) else Encoder(_library_backbone(text, spec))
     return with_output(encoder, spec.output, text)
 
 
-def describe_model(spec: str | Path, *, arch: str | None = None) -> ModelDescription:
+def describe_model(spec: ModelSpec | str | Path, **fields: Any) -> ModelDescription:  # noqa: ANN401
     """What a model's file, folder or name is; files are loaded, so that what does not fit is reported.
+
+    Args:
+        spec: which model.
+        fields: fields of `ModelSpec` that replace those of `spec`.
 
     Raises:
         InputError: as `load_teacher`.
     """
-    text = str(spec)
+    spec = _as_spec(spec, **fields)
+    described = _describe(spec)
+    return replace(described, spec=str(spec.name), input=spec.expected(described.input))
+
+
+def _describe(spec: ModelSpec) -> ModelDescription:
+    text = str(spec.name)
     path = _as_path(text)
     if path is not None:
-        return replace(_open(path, ModelSpec(path, arch=arch))[1], spec=text)
+        return _open(path, spec)[1]
     if text.startswith(PREFIX):
         return describe(load_transformers(ModelSpec(text)), text, "transformers")
     return describe(Encoder(build_backbone(text, seed=0)), text, "a name")
@@ -122,7 +139,7 @@ def _library_backbone(name: str, spec: ModelSpec) -> Backbone:
     with argument("weights"):
         weights = str(spec.weights)
         file = local_file(weights) if is_url(weights) else Path(weights).expanduser()
-        state = read_weights(file)
+        state = read_weights(file, spec.prefix)
     # Position embeddings are of the library's own size; networks with dynamic ones then take others.
     with seeded(0):
         made = create(library, plain, small_stem=spec.small_stem)
@@ -139,6 +156,8 @@ def _open(path: Path, spec: ModelSpec) -> tuple[Encoder, ModelDescription]:
         return load_file(path, spec)
     if spec.arch is not None:
         raise InputError(spec.arch, f"{path} states its architecture; leave this out", argument="arch")
+    if spec.prefix is not None:
+        raise InputError(spec.prefix, f"{path} holds one network; leave this out", argument="prefix")
     encoder = load_encoder(path)
     if spec.image_size is not None:
         contract = replace(encoder.input, size=spec.side(encoder.input))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tinyseed.checkpoints.entries import Entries, levels, one_network, sort_entries
+from tinyseed.checkpoints.entries import Entries, levels, one_network, sort_entries, under
 from tinyseed.checkpoints.fit import describe_misfits, misfits, shortened, without
 from tinyseed.checkpoints.formats.base import Candidate, Format
 from tinyseed.checkpoints.formats.catalog import FORMATS, STATE_DICT
@@ -65,7 +65,7 @@ def take_apart(content: object, path: Path, spec: ModelSpec) -> Parts:
     """
     entries = sort_entries(content, path)
     if spec.prefix is not None:
-        entries = _under(entries, spec.prefix, path)
+        entries = under(entries, spec.prefix, path)
     candidates = _candidates(entries, path)
     for each in FORMATS:
         for candidate in candidates:
@@ -84,32 +84,6 @@ def _candidates(entries: Entries, path: Path) -> list[Candidate]:
     key, state = one_network(entries, path)
     parallel = entries.parallel.get(key, 0)
     return [Candidate(part, key, parallel, prefix) for prefix, part in levels(state, path)]
-
-
-def _under(entries: Entries, prefix: str, path: Path) -> Entries:
-    """Only the tensors whose names begin with a prefix, without it; the others are unused."""
-    beginning = prefix.rstrip(".") + "."
-    unused = Counter(entries.unused)
-    for state, parallel in _views(entries, path):
-        found = {n.removeprefix(beginning): value for n, value in state.items() if n.startswith(beginning)}
-        if not found:
-            continue
-        total = sum(map(len, entries.networks.values()))
-        unused[f"all but {prefix.rstrip('.')}"] += total - len(found)
-        return replace(entries, networks={prefix: found}, parallel={prefix: parallel}, unused=unused)
-    parts = {name.partition(".")[0] for name in entries.flat()}
-    remedy = f"{path} has no tensors of this prefix; it has {shortened(sorted(parts))}"
-    raise InputError(prefix, remedy, argument="prefix")
-
-
-def _views(entries: Entries, path: Path) -> list[tuple[StateDict, int]]:
-    """Ways to name a file's tensors that a prefix may refer to."""
-    flat = [(entries.flat(), 0)]
-    try:
-        key, state = one_network(entries, path)
-    except InputError:
-        return flat
-    return flat + [(part, entries.parallel.get(key, 0)) for _, part in levels(state, path)]
 
 
 def _converted(form: Format, candidate: Candidate) -> Candidate | None:

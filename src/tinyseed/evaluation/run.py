@@ -108,24 +108,33 @@ def _report(
 
 def _the_model(settings: ModelEvaluationSettings) -> tuple[Subject, ...]:
     """The model in `model`, as the only subject of an evaluation."""
-    with argument("model", arch="model_arch"):
-        encoder = open_model(settings.model, settings.image_size, arch=settings.model_arch)
+    names = {name: f"model_{name}" for name in ("arch", "prefix", "mean", "std", "interpolation")}
+    with argument("model", **names):
+        encoder = open_model(
+            settings.model,
+            settings.image_size,
+            **{name: getattr(settings, setting) for name, setting in names.items()},
+        )
     return (Subject("model", settings.model, encoder),)
 
 
 def open_model(
-    spec: str, image_size: int | Literal["auto"], *, arch: str | None = None, round_size: bool = False
+    spec: str,
+    image_size: int | Literal["auto"],
+    *,
+    round_size: bool = False,
+    **fields: Any,  # noqa: ANN401
 ) -> Encoder:
     """A model in evaluation mode whose input contract has this image size.
 
     Args:
         spec: a run folder, a checkpoint file or its URL, or a backbone's name.
         image_size: in pixels; "auto": what the model was trained with.
-        arch: architecture of a checkpoint file that does not specify it.
         round_size: raise the size to the next that the model can take (a multiple of a ViT's patch).
+        fields: further fields of `ModelSpec`.
 
     Raises:
         InputError: there is no such model, or it cannot take images of this size.
     """
     size = None if image_size == "auto" else image_size
-    return load_model(ModelSpec(spec, arch=arch, image_size=size, round_size=round_size))
+    return load_model(ModelSpec(spec, image_size=size, round_size=round_size, **fields))
