@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tinyseed.checkpoints import load as models
-from tinyseed.checkpoints.formats import ModelDescription
+from tinyseed.checkpoints.public import ModelDescription
 from tinyseed.checkpoints.saved import load_encoder
 from tinyseed.detection.export import export_detectron2 as write_detectron2
 from tinyseed.engine.run_folder import Metrics
@@ -141,6 +141,10 @@ def load_teacher(
     small_stem: bool = False,
     image_size: int | None = None,
     seed: int | None = 0,
+    prefix: str | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    interpolation: Literal["auto", "bilinear", "bicubic"] = "auto",
     field: str | None = None,
 ) -> Teacher:
     """A frozen teacher from a run of tinyseed, a public checkpoint, or a model name.
@@ -158,6 +162,11 @@ def load_teacher(
         image_size: side length in pixels of the images that it will see, raised to the next one it can take (a multiple
             of a ViT's patch; see `Teacher.input.size`). By default what it was made for.
         seed: of random weights.
+        prefix: part of a checkpoint, by what its tensors' names begin with: one of several networks or a module
+            (`model_ema`, `encoder_k`, `teacher.backbone`).
+        mean: of the images that it expects, by channel; by default what is known of it.
+        std: the same for the standard deviation.
+        interpolation: how images are resized for it; "auto": as it was trained.
         field: what errors call the model instead of `spec`, for code that passes on an argument of its own.
 
     Raises:
@@ -168,28 +177,39 @@ def load_teacher(
             spec,
             weights=weights,
             arch=arch,
+            prefix=prefix,
             output=output,
             small_stem=small_stem,
             image_size=image_size,
             seed=seed,
+            mean=tuple(mean),
+            std=tuple(std),
+            interpolation=interpolation,
         )
 
 
 def describe_teacher(
-    spec: str | Path, *, arch: str | None = None, field: str | None = None
+    spec: str | Path,
+    *,
+    arch: str | None = None,
+    prefix: str | None = None,
+    output: Output = "auto",
+    field: str | None = None,
 ) -> ModelDescription:
     """Describe a teacher's file, folder or name. Files are loaded, so errors show what does not fit.
 
     Args:
         spec: as for `load_teacher`.
         arch: as for `load_teacher`.
+        prefix: as for `load_teacher`.
+        output: as for `load_teacher`.
         field: what errors call the model, as for `load_teacher`.
 
     Raises:
         InputError: as `load_teacher`.
     """
     with argument(field or "spec"):
-        return models.describe_model(spec, arch=arch)
+        return models.describe_model(spec, arch=arch, prefix=prefix, output=output)
 
 
 def export_detectron2(model: str | Path, path: str | Path) -> Path:

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tinyseed.errors import argument
 from tinyseed.lazy import lazy
 
 if TYPE_CHECKING:
-    from tinyseed.checkpoints import formats, load
+    from tinyseed.checkpoints import load, public
 else:
-    formats, load = lazy("tinyseed.checkpoints.formats", "tinyseed.checkpoints.load")
+    load, public = lazy("tinyseed.checkpoints.load", "tinyseed.checkpoints.public")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,19 +21,25 @@ class TeachersSettings:
     """Print JSON."""
     teacher_arch: str | None = None
     """Architecture (a model name) of a file that does not state it."""
+    teacher_prefix: str | None = None
+    """Part of a file, by what its tensors' names begin with: one of several networks or a module."""
+    teacher_output: Literal["auto", "head", "backbone", "trunk"] = "auto"
+    """What is used; auto: the head, where there is one."""
 
 
-def describe(spec: str, settings: TeachersSettings) -> "formats.ModelDescription":
+def describe(spec: str, settings: TeachersSettings) -> "public.ModelDescription":
     """Describe a checkpoint file, folder, URL or model name.
 
     Raises:
         InputError: there is no such model, or it cannot be loaded.
     """
-    with argument(arch="teacher_arch"):
-        return load.describe_model(spec, arch=settings.teacher_arch)
+    with argument(arch="teacher_arch", prefix="teacher_prefix", output="teacher_output"):
+        return load.describe_model(
+            spec, arch=settings.teacher_arch, prefix=settings.teacher_prefix, output=settings.teacher_output
+        )
 
 
-def table(teacher: "formats.ModelDescription") -> str:
+def table(teacher: "public.ModelDescription") -> str:
     """The description of a teacher, one property per line."""
     expected = teacher.input
     head = f"{teacher.head}, to {teacher.dim}" if teacher.head != "none" else "none"

@@ -71,6 +71,7 @@ def wrapped():
         values = {
             "epoch": 200,
             "arch": "resnet50",
+            "scaler": {"scale": 65536.0},
             "optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}},
         }
         return {key: values.get(key, state) for key in layout}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tinyseed.checkpoints.formats import load_file
+from tinyseed.checkpoints.public import load_file
 from tinyseed.errors import InputError, argument
 from tinyseed.models.spec import ModelSpec
 
@@ -23,6 +23,11 @@ FAMILIES = {
     "dino_resnet50": "layer4.2.conv3.weight",
     "dino_vits16": "blocks.3.attn.qkv.weight",
     "swav_resnet50": "module.layer1.0.conv1.weight",
+    "more/seed_smallpatch_rn18_from_swav": "module.student.layer1.0.conv1.weight",
+    "more/seed_efficientnet_b0": "module.student._blocks.3._se_reduce.weight",
+    "more/seed_mobilenetv3_small": "module.student.features.4.conv.5.fc.0.weight",
+    "more/moco_v3_vits": "module.base_encoder.blocks.3.attn.qkv.weight",
+    "more/simclr_sthalles": "backbone.layer1.0.conv1.weight",
 }
 
 
@@ -35,11 +40,15 @@ def refused(path):
     return str(caught.value)
 
 
+def tensors_of(about):
+    return about["tensors"] if "tensors" in about else next(iter(about["tensors_by_place"].values()))
+
+
 def empty(about):
     """A listing's tensors without memory: they are refused by their names and shapes."""
     return {
         name: torch.zeros((), dtype=getattr(torch, dtype)).expand(shape)
-        for name, (shape, dtype) in about["tensors"].items()
+        for name, (shape, dtype) in tensors_of(about).items()
     }
 
 
@@ -56,6 +65,7 @@ def save(wrapped, tmp_path):
 def test_a_renamed_and_a_misshapen_tensor_are_named(name, listing, save):
     about, tensor = listing(name), FAMILIES[name]
     plain = tensor.replace("module.", "").removeprefix("encoder_q.").removeprefix("student.")
+    plain = plain.removeprefix("base_encoder.").removeprefix("backbone.")
     state = empty(about)
     state[f"{tensor}s"] = state.pop(tensor)
     message = refused(save(state, about["file_layout"]))
@@ -74,10 +84,9 @@ def test_a_renamed_and_a_misshapen_tensor_are_named(name, listing, save):
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "dino" not in name])
 def test_a_wrong_head_is_named(name, listing, save):
     about = listing(name)
-    last = [key for key in about["tensors"] if ".fc." in key or "projection_head" in key]
-    last = next(
-        key for key in reversed(last) if key.endswith("weight") and "_k." not in key and "teacher" not in key
-    )
+    heads, others = (".fc.", "projection_head", "encoder.head."), ("_k.", "teacher", "momentum", "features")
+    last = [key for key in tensors_of(about) if any(head in key for head in heads) and key.endswith("weight")]
+    last = next(key for key in reversed(last) if not any(other in key for other in others))
     state = empty(about)
     state[last] = torch.zeros(()).expand(*state[last].shape[:-1], state[last].shape[-1] + 2)
     assert "mis-shaped" in refused(save(state, about["file_layout"]))
@@ -128,20 +137,25 @@ def test_code_in_a_pickle_is_not_run(tmp_path, layout):
 def test_tensors_that_a_layout_does_not_know_are_refused(listing, save):
     about = listing("moco_v2_resnet18")
     state = empty(about) | {"module.predictor.weight": torch.zeros(2, 2)}
-    assert "no MoCo checkpoint has, nothing was loaded: predictor.weight" in refused(
+    assert "no MoCo v2 checkpoint has, nothing was loaded: predictor.weight" in refused(
         save(state, about["file_layout"])
     )
     state = empty(about)
     state["modul.encoder_q.conv1.weight"] = state.pop("module.encoder_q.conv1.weight")
-    assert "modul.encoder_q.conv1.weight" in refused(save(state, about["file_layout"]))
+    message = refused(save(state, about["file_layout"]))
+    assert "modul.encoder_q.conv1.weight" in message
+    assert "give `prefix` encoder_q" in message
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"state_dict": {"a": torch.zeros(1)}, "ema": {"a": torch.zeros(1)}}, "holds tensors under 'ema' beside"),
-        ({"state_dict": {}}, "holds an empty state dict"),
-        ({"a": torch.zeros(1), "b": 3}, "is not a state dict: 'b' is not a tensor but of type int"),
+        (
+            {"state_dict": {"a": torch.zeros(1)}, "ema": {"a": torch.zeros(1)}},
+            "holds several networks ('state_dict', 'ema'), nothing was loaded",
+        ),
+        ({"state_dict": {}}, "holds no tensors of a network (only 'state_dict')"),
+        ({"a": 2.0, "b": 3}, "holds no tensors of a network (only 'a', 'b')"),
         ({name: torch.zeros(1) for name in ("module.a", "a", "module.b")}, "twice, with and without 'module.'"),
         ([torch.zeros(1)], "holds a list where a state dict is needed"),
     ],

@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
-from tinyseed.checkpoints import formats
+from tinyseed.checkpoints import public
 from tinyseed.checkpoints.fit import fit_network
+from tinyseed.checkpoints.formats.positions import sin_cos
 from tinyseed.checkpoints.load import describe_model, load_model, load_teacher
 from tinyseed.checkpoints.saved import save_encoder
 from tinyseed.checkpoints.signatures import _index, signature
@@ -36,7 +37,7 @@ def shaken(network):
 
 
 def load_file(path):
-    return formats.load_file(path, ModelSpec(path))
+    return public.load_file(path, ModelSpec(path))
 
 
 def refused(*arguments, **settings):
@@ -159,11 +160,14 @@ def test_the_output_is_chosen(tmp_path):
 
 def test_dinos_full_checkpoint_gives_the_teachers_backbone(tmp_path):
     backbone_state = shaken(timm.create_model("vit_small_patch16_224", num_classes=0)).state_dict()
-    head = {"head.mlp.0.weight": torch.zeros(4, 384), "head.last_layer.weight_g": torch.zeros(4, 1)}
+    widths = {0: (9, 384), 2: (9, 9), 4: (4, 9)}
+    head = {f"head.mlp.{position}.weight": torch.randn(widths[position]) for position in widths}
+    head |= {f"head.mlp.{position}.bias": torch.randn(widths[position][0]) for position in widths}
+    last = {"head.last_layer.weight_g": torch.zeros(5, 1), "head.last_layer.weight_v": torch.zeros(5, 4)}
     inner = {f"backbone.{name}": value for name, value in backbone_state.items()}
     content = {
-        "student": {f"module.{name}": value + 1 for name, value in (inner | head).items()},
-        "teacher": inner | head,
+        "student": {f"module.{name}": value + 1 for name, value in (inner | head | last).items()},
+        "teacher": inner | head | last,
         "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}},
         "epoch": 100,
         "args": argparse.Namespace(arch="vit_small"),
@@ -176,17 +180,24 @@ def test_dinos_full_checkpoint_gives_the_teachers_backbone(tmp_path):
         "vit_small_patch16_224.dino",
         100,
     )
-    assert described.unused == {"head": 2, "student": 152, "optimizer": 1, "dino_loss": 1}
+    assert described.unused == {"teacher.head.last_layer": 2, "student": 158, "optimizer": 1, "dino_loss": 1}
+    assert (described.head, described.dim) == ("linear:9 gelu linear:9 gelu linear:4", 4)
+    assert all(
+        torch.equal(encoder.projector.state_dict()[key.removeprefix("head.mlp.")], head[key]) for key in head
+    )
     assert described.input.interpolation == "bicubic"
     loaded = encoder.backbone.network.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in backbone_state.items())
 
 
 @pytest.mark.slow
-def test_mae_is_distinguished_from_dino_by_its_wrapper(tmp_path):
+def test_mae_is_recognized_by_its_position_embeddings(tmp_path):
     with torch.device("meta"):
         shapes = timm.create_model("vit_base_patch16_224", num_classes=0).state_dict()
     state = {name: torch.zeros(()).expand(value.shape) for name, value in shapes.items()}
+    torch.save({"model": state}, tmp_path / "mae.pth")
+    assert "tensors of several architectures" in refused(tmp_path / "mae.pth")
+    state["pos_embed"] = sin_cos(14, 768, first="columns")[None]
     torch.save({"model": state}, tmp_path / "mae.pth")
     described = load_file(tmp_path / "mae.pth")[1]
     assert (described.method, described.architecture, described.input.mean) == (

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from tinyseed.assets import CLOTHING_TEACHER
+from tinyseed.checkpoints.entries import read_weights
 from tinyseed.checkpoints.fit import fit_network
-from tinyseed.checkpoints.formats import ModelDescription, describe, load_file, with_output
 from tinyseed.checkpoints.huggingface import PREFIX, load_transformers
 from tinyseed.checkpoints.pretrained import build_pretrained
+from tinyseed.checkpoints.public import ModelDescription, describe, load_file, with_output
 from tinyseed.checkpoints.remote import is_url, local_file
 from tinyseed.checkpoints.saved import is_export, load_encoder, model_file
-from tinyseed.checkpoints.weights import read_weights
 from tinyseed.errors import InputError, argument
 from tinyseed.models.backbones import Backbone, as_backbone, build_backbone, probe_width, seeded
-from tinyseed.models.encoder import Encoder, build_projector, embedding_as_features
+from tinyseed.models.encoder import Encoder, Projector, embedding_as_features
 from tinyseed.models.libraries import create, create_on_meta
 from tinyseed.models.names import find_model, is_model_name
 from tinyseed.models.spec import RANDOM, ModelSpec
@@ -25,7 +25,7 @@ BUNDLED = {"tinyseed/clothing-resnet18": CLOTHING_TEACHER}
 """Teachers that come with the package."""
 
 _PATH = re.compile(
-    r"^[./~]|^(?!timm/|torchvision/|swav/|seed/|transformers:).*/|\.(safetensors|pth|pt|ckpt|tar|bin)$"
+    r"^[./~]|^(?!timm/|torchvision/|swav/|seed/|moco/|transformers:).*/|\.(safetensors|pth|pt|ckpt|tar|bin)$"
 )
 # Another stream than a student's of the same seed: a random teacher has to be another network.
 _TEACHER_STREAM = 0x7EAC4E5
@@ -57,6 +57,11 @@ def load_model(spec: ModelSpec | str | Path) -> Encoder:
         InputError: as `load_teacher`.
     """
     spec = _as_spec(spec)
+    encoder = _load_model(spec)
+    return encoder.with_input(spec.expected(encoder.input))
+
+
+def _load_model(spec: ModelSpec) -> Encoder:
     text = str(spec.name)
     if text.startswith(RANDOM):
         text = text.removeprefix(RANDOM)
@@ -70,20 +75,32 @@ def load_model(spec: ModelSpec | str | Path) -> Encoder:
     if spec.arch is not None:
         why = f"is for files that do not say what they are; {text} does"
         raise InputError(spec.arch, why, argument="arch")
+    if spec.prefix is not None and spec.weights in (None, "random"):
+        raise InputError(spec.prefix, f"is for checkpoint files; {text} is a name", argument="prefix")
     encoder = load_transformers(spec) if text.startswith(PREFIX) else Encoder(_library_backbone(text, spec))
     return with_output(encoder, spec.output, text)
 
 
-def describe_model(spec: str | Path, *, arch: str | None = None) -> ModelDescription:
+def describe_model(spec: ModelSpec | str | Path, **fields: Any) -> ModelDescription:  # noqa: ANN401
     """What a model's file, folder or name is; files are loaded, so that what does not fit is reported.
+
+    Args:
+        spec: which model.
+        fields: fields of `ModelSpec` that replace those of `spec`.
 
     Raises:
         InputError: as `load_teacher`.
     """
-    text = str(spec)
+    spec = _as_spec(spec, **fields)
+    described = _describe(spec)
+    return replace(described, spec=str(spec.name), input=spec.expected(described.input))
+
+
+def _describe(spec: ModelSpec) -> ModelDescription:
+    text = str(spec.name)
     path = _as_path(text)
     if path is not None:
-        return replace(_open(path, ModelSpec(path, arch=arch))[1], spec=text)
+        return _open(path, spec)[1]
     if text.startswith(PREFIX):
         return describe(load_transformers(ModelSpec(text)), text, "transformers")
     return describe(Encoder(build_backbone(text, seed=0)), text, "a name")
@@ -98,7 +115,8 @@ def random_init(encoder: Encoder, seed: int) -> Encoder:
     if isinstance(whole, Encoder):
         fresh, head = random_init(whole, seed), whole.projector
         if head is not None:
-            fresh.projector = build_projector(head.kind, head.width, head.dim, head.hidden, seed=seed)
+            with seeded(seed):
+                fresh.projector = Projector(head.kind, head.width, head.dim, head.hidden)
         return embedding_as_features(fresh.eval())
     backbone = build_backbone(
         build.name,
@@ -130,7 +148,7 @@ def _library_backbone(name: str, spec: ModelSpec) -> Backbone:
     with argument("weights"):
         weights = str(spec.weights)
         file = local_file(weights) if is_url(weights) else Path(weights).expanduser()
-        state = read_weights(file)
+        state = read_weights(file, spec.prefix)
     # Position embeddings are of the library's own size; networks with dynamic ones then take others.
     with seeded(0):
         made = create(library, plain, small_stem=spec.small_stem)
@@ -147,6 +165,8 @@ def _open(path: Path, spec: ModelSpec) -> tuple[Encoder, ModelDescription]:
         return load_file(path, spec)
     if spec.arch is not None:
         raise InputError(spec.arch, f"{path} states its architecture; leave this out", argument="arch")
+    if spec.prefix is not None:
+        raise InputError(spec.prefix, f"{path} holds one network; leave this out", argument="prefix")
     encoder = load_encoder(path)
     if spec.image_size is not None:
         contract = replace(encoder.input, size=spec.side(encoder.input))

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,9 +17,9 @@ from tinyseed.checkpoints.contents import recognize
 from tinyseed.checkpoints.fit import fit_weights, refuse_misfits
 from tinyseed.checkpoints.weights import read_safetensors, write_safetensors
 from tinyseed.errors import InputError
-from tinyseed.models.backbones import Backbone, build_backbone
+from tinyseed.models.backbones import Backbone, build_backbone, seeded
 from tinyseed.models.contract import InputContract
-from tinyseed.models.encoder import Encoder, Projector, ProjectorKind, build_projector
+from tinyseed.models.encoder import Encoder, Projector, is_kind
 from tinyseed.models.libraries import create_on_meta
 from tinyseed.models.names import PACKAGES, find_model, is_model_name
 from tinyseed.settings.base import IMAGE_SIDES
@@ -28,7 +27,6 @@ from tinyseed.settings.base import IMAGE_SIDES
 MODEL_FILES = ("student.safetensors", "encoder.safetensors")
 PROJECTOR_FILE = "projector.safetensors"
 
-_KINDS: dict[str, ProjectorKind] = {kind: kind for kind in get_args(ProjectorKind)}
 _FOREIGN = "was not written by tinyseed; give a run folder or an exported file"
 
 
@@ -210,15 +208,14 @@ def _load_projector(file: Path, width: int) -> Projector:
         dim, hidden = int(metadata["out"]), int(metadata["hidden"])
     except (KeyError, ValueError) as error:
         raise InputError(file, "is not a projector that tinyseed wrote") from error
-    if kind not in _KINDS or given != width:
+    if given != width or not is_kind(kind):
         raise InputError(file, f"takes {given} features ({kind}), the backbone beside it gives {width}")
     if min(dim, hidden) < 1:
         raise InputError(file, f"has a width of {min(dim, hidden)}, which tinyseed does not write")
     with torch.device("meta"):  # its metadata may ask for any size
-        empty = build_projector(_KINDS[kind], width, dim, hidden)
-    assert empty is not None
+        empty = Projector(kind, width, dim, hidden)
     refuse_misfits(empty.state_dict(), state, name=f"the {kind} projector", source=file)
-    projector = build_projector(_KINDS[kind], width, dim, hidden, seed=0)
-    assert projector is not None
+    with seeded(0):
+        projector = Projector(kind, width, dim, hidden)
     fit_weights(projector, state, name=f"the {kind} projector", source=file)
     return projector

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from tinyseed.checkpoints.fit import describe_misfits, fit_weights, misfits, without
+from tinyseed.checkpoints.fit import fit_weights, misfits, without
 from tinyseed.checkpoints.weights import StateDict
 from tinyseed.errors import InputError
 from tinyseed.files import digest
@@ -51,36 +51,8 @@ def signature(state: StateDict) -> str:
     return digest(*sorted(lines), digits=12)
 
 
-def architecture_of(state: StateDict, path: Path, prefer: Sequence[str] = ()) -> Architecture:
-    """The architecture that has exactly these tensors, its classifier aside.
-
-    Several of timm's may have them: where all compute the same from these weights and expect the same normalization,
-    the one with the plainest name is taken (no `tf_`, then the shortest).
-
-    Args:
-        state: tensors by name.
-        path: their file, for errors.
-        prefer: beginnings of names (`swav/`) that win over the others, for a backbone without classifier.
-
-    Raises:
-        InputError: none has them, and the nearest is named; or several that differ have, and they are named.
-    """
-    found = _matching(state)
-    if not found:
-        raise InputError(path, _nearest(state))
-    for beginning in (*(() if found[0].classifiers else prefer), *_LIBRARIES):
-        preferred = next((each for each in found if each.name.startswith(beginning)), None)
-        if preferred is not None:
-            return preferred
-    found.sort(key=lambda each: (each.name.startswith("tf_"), len(each.name), each.name))
-    if len(found) > 1 and not _compute_the_same([each.name for each in found], state, found[0].classifiers):
-        names = " or ".join(each.name for each in found)
-        why = "has tensors of several architectures that differ in what they compute or expect"
-        raise InputError(path, f"{why}; give `arch` {names}")
-    return found[0]
-
-
-def _matching(state: StateDict) -> list[Architecture]:
+def matching(state: StateDict) -> list[Architecture]:
+    """The architectures that have exactly these tensors, their classifiers aside; several where they do not decide."""
     index = _index()
     tops = {name[: -len(".weight")] for name in state if name.endswith(".weight")}
     for classifiers in sorted({row.classifiers for row in index.values()} | {()}):
@@ -97,6 +69,41 @@ def _matching(state: StateDict) -> list[Architecture]:
     return []
 
 
+def choose(
+    found: Sequence[Architecture],
+    state: StateDict,
+    path: Path,
+    prefer: Sequence[str],
+    *,
+    same_input: bool = False,
+) -> Architecture:
+    """The one that is meant of the architectures that have a state dict's tensors.
+
+    Several of timm's may have them: where all compute the same from these weights and expect the same normalization,
+    the one with the plainest name is taken (no `tf_`, then the shortest).
+
+    Args:
+        found: as `matching` gives them; at least one.
+        state: tensors by name.
+        path: their file, for errors.
+        prefer: beginnings of names (`swav/`) that win over the others.
+        same_input: the file's format decides on the input, whatever the networks' libraries say of it.
+
+    Raises:
+        InputError: several that differ have these tensors, and they are named.
+    """
+    for beginning in (*prefer, *_LIBRARIES):
+        preferred = next((each for each in found if each.name.startswith(beginning)), None)
+        if preferred is not None:
+            return preferred
+    found = sorted(found, key=lambda each: (each.name.startswith("tf_"), len(each.name), each.name))
+    names = [each.name for each in found]
+    if len(found) > 1 and not _compute_the_same(names, state, found[0].classifiers, same_input=same_input):
+        why = "has tensors of several architectures that differ in what they compute or expect"
+        raise InputError(path, f"{why}; give `arch` {' or '.join(names)}")
+    return found[0]
+
+
 @functools.cache
 def _index() -> dict[str, _Row]:
     content = json.loads(files("tinyseed.assets").joinpath("signatures.json").read_text(encoding="utf-8"))
@@ -107,7 +114,9 @@ def _index() -> dict[str, _Row]:
     }
 
 
-def _compute_the_same(names: Sequence[str], state: StateDict, classifiers: Sequence[str]) -> bool:
+def _compute_the_same(
+    names: Sequence[str], state: StateDict, classifiers: Sequence[str], *, same_input: bool
+) -> bool:
     """Whether these architectures give the same features of noise with these weights, and are normalized alike."""
     plain = without(state, classifiers)
     first, *others = (_loaded(name, plain) for name in names)
@@ -116,7 +125,7 @@ def _compute_the_same(names: Sequence[str], state: StateDict, classifiers: Seque
     with torch.no_grad():
         wanted = first.eval()(noise)
         for other in others:
-            if (other.input.mean, other.input.std) != (first.input.mean, first.input.std):
+            if not same_input and (other.input.mean, other.input.std) != (first.input.mean, first.input.std):
                 return False
             try:
                 given = other.eval()(noise)
@@ -133,17 +142,18 @@ def _loaded(name: str, state: StateDict) -> Backbone:
     return backbone
 
 
-def _nearest(state: StateDict) -> str:
-    """What to say of tensors that no architecture has: which comes nearest, and what keeps them from fitting."""
+def nearest(state: StateDict) -> tuple[str, dict[str, list[str]]] | None:
+    """The architecture whose tensors come nearest, and what keeps these from fitting; None: none could be built."""
     compared = {}
     for name in _of_about_this_size(state):
-        made = create_on_meta(*find_model(name))
+        try:
+            made = create_on_meta(*find_model(name))
+        except InputError:
+            continue
         compared[name] = misfits(made.network.state_dict(), without(state, made.classifiers))
-    nearest = min(compared, key=lambda name: sum(map(len, compared[name].values())))
-    return (
-        f"fits no architecture, nothing was loaded; nearest is {nearest}: {describe_misfits(compared[nearest])}; "
-        "where the file does not say what it is, give `arch` NAME"
-    )
+    if not compared:
+        return None
+    return min(compared.items(), key=lambda item: sum(map(len, item[1].values())))
 
 
 def _of_about_this_size(state: StateDict) -> list[str]:

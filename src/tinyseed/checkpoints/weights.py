@@ -1,12 +1,14 @@
 """Files of tensors, read without running their code: safetensors files, and what torch.save wrote."""
 
-import argparse
+import builtins
 import re
+import sys
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,32 +21,46 @@ from tinyseed.files import replacing
 
 StateDict = dict[str, Tensor]
 
-_WRAPPERS = ("state_dict", "model", "teacher")
-"""Keys that a state dict is stored under; DINO's full checkpoints have `teacher`."""
-_PARALLEL = "module."
+_DATA = frozenset(
+    {
+        "argparse",
+        "array",
+        "collections",
+        "copyreg",
+        "datetime",
+        "decimal",
+        "enum",
+        "fractions",
+        "functools",
+        "ipaddress",
+    }
+    | {"logging", "numbers", "pathlib", "random", "re", "types", "typing", "uuid", "zoneinfo"}
+)
+"""Modules of the standard library whose objects are data that training scripts save beside weights."""
+_REFUSED = re.compile(
+    r"(?:GLOBAL|global:?|class) `?([\w.]+\.[\w.]+|\w+)`? (?:was not an allowed|whose module|is not|blocked)"
+)
+_CONTAINER = re.compile(
+    r"Can only (append|extend|SETITEMS?) .*but got <class '[\w.]*?Placeholder\(([^']+)\)'>"
+)
+_MOST = 300
+"""Kinds of foreign objects in one file, beyond which it is refused."""
 
 
-class Unwrapped(NamedTuple):
-    """The state dict in a file.
+class Placeholder:
+    """An inert object in place of one of a class that is not loaded: a configuration, a path, a NumPy number.
 
     Attributes:
-        state: tensors by name.
-        wrapper: the key that it was stored under; "" where it was the file itself.
-        parallel: whether names began with the `module.` of parallel training, which is removed here.
+        of: the name of that class.
     """
 
-    state: StateDict
-    wrapper: str
-    parallel: bool
+    of: ClassVar[str] = ""
 
+    def __init__(self, *_: object, **__: object) -> None:
+        """Takes whatever the class took, and forgets it."""
 
-def read_weights(path: Path) -> StateDict:
-    """The tensors of a weights file by name, on the CPU; see `unwrap`.
-
-    Raises:
-        InputError: the file is missing, broken, holds more than tensors, or no state dict.
-    """
-    return unwrap(read_content(path), path).state
+    def __setstate__(self, state: object) -> None:
+        """Forgets the state, too."""
 
 
 def read_content(path: Path) -> object:
@@ -58,7 +74,7 @@ def read_content(path: Path) -> object:
     """
     if recognize(path) != "index":
         return _read_one(path)
-    state: dict[str, object] = {}
+    state: dict[object, object] = {}
     for shard in shards(path):
         content = _read_one(shard)
         if not isinstance(content, Mapping):
@@ -95,62 +111,69 @@ def read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
 
 
 def _unpickle(path: Path) -> object:
-    try:
-        # Warnings are of the pickle's version; errors say more. A Namespace (DINO's and DeiT's `args`) is plain
-        # data: the restricted unpickler makes an empty one and fills its attributes.
-        with (
-            warnings.catch_warnings(action="ignore"),
-            torch.serialization.safe_globals([argparse.Namespace]),
-        ):
-            # Mapped, so that of a big file only what is used comes into memory; the old format cannot be.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a broken file can raise nearly anything
-        raise InputError(path, _why_unreadable(path, error)) from error
+    """What torch.save was given; objects of classes that torch does not trust become placeholders.
+
+    torch's restricted unpickler runs no code of a file. It stops at the first class that it does not know, and is
+    started again with a placeholder of that name, so neither the class nor its module is ever looked up.
+    """
+    known: dict[str, type] = {}
+    while True:
+        try:
+            # Warnings are of the pickle's version; errors say more.
+            with (
+                warnings.catch_warnings(action="ignore"),
+                torch.serialization.safe_globals([(kind, name) for name, kind in known.items()]),
+            ):
+                # Mapped, so that of a big file only what is used comes into memory; the old format cannot be.
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        except Exception as error:  # a broken file can raise nearly anything
+            if len(known) > _MOST or not _learn(known, str(error)):
+                raise InputError(path, _why_unreadable(path, error, next(iter(known), None))) from error
 
 
-def _why_unreadable(path: Path, error: Exception) -> str:
-    needed = re.search(
-        r"(?:GLOBAL|global:?|class) `?([\w.]+\.[\w.]+)`? (?:was not an allowed|whose module)", str(error)
-    )
+def _learn(known: dict[str, type], message: str) -> bool:
+    """Add a placeholder for the class that stopped the unpickler; False where none can help."""
+    container = _CONTAINER.search(message)
+    if container is not None:  # a subclass of dict or list, which the unpickler fills
+        name, make = container[2], list if container[1] in ("append", "extend") else OrderedDict
+        if name not in known or not issubclass(known[name], Placeholder):
+            return False
+        known[name] = type(f"{make.__name__}({name})", (), {"__new__": lambda *_, **__: make()})
+        return True
+    found = _REFUSED.search(message)
+    if found is None:
+        return False
+    name = found[1] if "." in found[1] else f"builtins.{found[1]}"
+    if name in known or not _is_data(name):
+        return False
+    known[name] = type(f"Placeholder({name})", (Placeholder,), {"of": name})
+    return True
+
+
+def _is_data(name: str) -> bool:
+    """Whether an unknown name may be data's; functions of the standard library are code's."""
+    module, _, attribute = name.rpartition(".")
+    if module == "builtins":
+        return isinstance(getattr(builtins, attribute, None), type)
+    top = module.partition(".")[0]
+    return top in _DATA or top not in sys.stdlib_module_names
+
+
+def _why_unreadable(path: Path, error: Exception, foreign: str | None) -> str:
+    if "TorchScript" in str(error):
+        return (
+            "is a TorchScript archive, which is code; "
+            "save its weights: torch.save(torch.jit.load(FILE).state_dict(), OUT)"
+        )
+    needed = _REFUSED.search(str(error))
     if needed is None and "Weights only load failed" not in str(error):
         return f"cannot be read as a checkpoint ({first_line(error)}); download or save it again"
-    what = f" ({needed.group(1)})" if needed else ""
+    name = foreign if needed is None else needed[1]
+    what = f" ({name})" if name else ""
     return (
         f"holds more than tensors{what}, which only running its code could load; "
         f"save only the state dict: torch.save(model.state_dict(), {path.name!r})"
     )
-
-
-def unwrap(content: object, path: Path) -> Unwrapped:
-    """Find the state dict in what a file holds.
-
-    Raises:
-        InputError: there is none.
-    """
-    if not isinstance(content, Mapping) or not content:
-        raise InputError(path, f"holds a {type(content).__name__} where a state dict is needed")
-    wrapper = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), "")
-    state = content[wrapper] if wrapper else content
-    if not state:
-        raise InputError(path, "holds an empty state dict")
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            why = f"is not a state dict: {name!r} is not a tensor but of type {type(value).__name__}"
-            raise InputError(path, why)
-    named = {str(name): value for name, value in state.items()}
-    plain = _without_parallel(named, path)
-    return Unwrapped(plain, wrapper, parallel=plain is not named)
-
-
-def _without_parallel(state: StateDict, path: Path) -> StateDict:
-    """Names without the `module.` that each wrapping for parallel training puts before them."""
-    # Most of them: a name that lacks it stays as it is, and is then refused by its name.
-    while 2 * sum(name.startswith(_PARALLEL) for name in state) > len(state):
-        plain = {name.removeprefix(_PARALLEL): value for name, value in state.items()}
-        if len(plain) != len(state):
-            raise InputError(path, "holds the same tensors twice, with and without 'module.'")
-        state = plain
-    return state
 
 
 def write_safetensors(path: Path, state: StateDict, metadata: dict[str, str]) -> None:

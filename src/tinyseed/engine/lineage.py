@@ -41,6 +41,9 @@ def lineage(settings: TrainSettings, data: RunData, teacher: Teacher | None) -> 
             "parameters": teacher.parameters_count,
             "dim": teacher.dim,
             "image_size": teacher.input.size,
+            "mean": list(teacher.input.mean),
+            "std": list(teacher.input.std),
+            "interpolation": teacher.input.interpolation,
         }
     return described
 

@@ -448,6 +448,10 @@ def claimed(settings: TrainSettings, runtime: Runtime) -> Iterator[Lock | None]:
         yield lock
 
 
+_OF_TEACHER = ("weights", "arch", "prefix", "output", "image_size", "mean", "std", "interpolation")
+"""Fields of a model's specification that are settings of the teacher."""
+
+
 def open_teacher(settings: DistillSettings) -> Teacher:
     """The frozen teacher of a run.
 
@@ -455,15 +459,19 @@ def open_teacher(settings: DistillSettings) -> Teacher:
         InputError: there is no such teacher, or it cannot see the images as the settings want.
     """
     size = settings.teacher_image_size
-    names = {name: f"teacher_{name}" for name in ("weights", "arch", "output", "image_size")}
+    names = {name: f"teacher_{name}" for name in _OF_TEACHER}
     with argument("teacher", **names):
         teacher = load_teacher(
             settings.teacher,
             weights=settings.teacher_weights,
             arch=settings.teacher_arch,
+            prefix=settings.teacher_prefix,
             output=settings.teacher_output,
             small_stem=settings.small_stem and settings.teacher_weights == "random",
             image_size=settings.image_size if size == "auto" else size,
+            mean=settings.teacher_mean,
+            std=settings.teacher_std,
+            interpolation=settings.teacher_interpolation,
             seed=settings.seed,
         )
     expected = teacher.input

@@ -115,9 +115,12 @@ def _report(
 
 def _the_model(settings: ModelEvaluationSettings) -> tuple[Subject, ...]:
     """The model in `model`, as the only subject of an evaluation."""
-    with argument("model", arch="model_arch", output="model_output"):
+    names = {name: f"model_{name}" for name in ("arch", "prefix", "output", "mean", "std", "interpolation")}
+    with argument("model", **names):
         encoder = open_model(
-            settings.model, settings.image_size, arch=settings.model_arch, output=settings.model_output
+            settings.model,
+            settings.image_size,
+            **{name: getattr(settings, setting) for name, setting in names.items()},
         )
     return (Subject("model", settings.model, encoder),)
 
@@ -126,23 +129,23 @@ def open_model(
     spec: str,
     image_size: int | Literal["auto"],
     *,
-    arch: str | None = None,
     output: Output = "backbone",
     round_size: bool = False,
+    **fields: Any,  # noqa: ANN401
 ) -> Encoder:
     """A model in evaluation mode whose input contract has this image size.
 
     Args:
         spec: a run folder, a checkpoint file or its URL, or a backbone's name.
         image_size: in pixels; "auto": what the model was trained with.
-        arch: architecture of a checkpoint file that does not specify it.
         output: what its features are: the backbone's, or for "head" the embedding.
         round_size: raise the size to the next that the model can take (a multiple of a ViT's patch).
+        fields: further fields of `ModelSpec`.
 
     Raises:
         InputError: there is no such model, it has no head, or it cannot take images of this size.
     """
     size = None if image_size == "auto" else image_size
     wanted = "head" if output == "head" else "auto"
-    encoder = load_model(ModelSpec(spec, arch=arch, output=wanted, image_size=size, round_size=round_size))
+    encoder = load_model(ModelSpec(spec, output=wanted, image_size=size, round_size=round_size, **fields))
     return embedding_as_features(encoder) if output == "head" else encoder

@@ -1,6 +1,8 @@
 """An encoder: backbone, projector, unit rows."""
 
-from typing import Literal
+import re
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,27 +23,126 @@ class Projector(nn.Sequential):
     """The head between a backbone's features and the embedding.
 
     Attributes:
+        kind: one of `ProjectorKind`, or the layers of another head as `layers_of` reads them.
         width: length of the features that come in.
         dim: length of the embedding that goes out.
         hidden: width of the MLP's hidden layer.
     """
 
-    def __init__(self, kind: ProjectorKind, width: int, dim: int, hidden: int) -> None:
-        super().__init__(*_layers(kind, width, dim, hidden))
-        self.kind: ProjectorKind = kind
+    def __init__(self, kind: str, width: int, dim: int, hidden: int) -> None:
+        super().__init__(*_modules(layers_of(kind, dim, hidden), width))
+        self.kind = kind
         self.width = width
         self.dim = dim
         self.hidden = hidden
 
 
-def _layers(kind: ProjectorKind, width: int, dim: int, hidden: int) -> list[nn.Module]:
-    if kind == "linear":
-        return [nn.Linear(width, dim)]
-    layers: list[nn.Module] = []
-    for before in (width, hidden)[: 2 if kind == "mlp-bn-3" else 1]:
-        norm = [] if kind == "mlp" else [nn.BatchNorm1d(hidden)]
-        layers += [nn.Linear(before, hidden), *norm, nn.ReLU()]
-    return [*layers, nn.Linear(hidden, dim)]
+class Layer(NamedTuple):
+    """One layer of a head.
+
+    Attributes:
+        kind: a linear layer, a batch norm, or an activation.
+        out: outputs of a linear layer; 0 otherwise.
+        plain: a linear layer without bias, or a batch norm without scale and shift.
+    """
+
+    kind: Literal["linear", "bn", "relu", "gelu"]
+    out: int = 0
+    plain: bool = False
+
+    def __str__(self) -> str:
+        return (f"linear:{self.out}" if self.kind == "linear" else self.kind) + (
+            "-plain" if self.plain else ""
+        )
+
+
+_LAYER = re.compile(r"(?:linear:(?P<out>[1-9]\d{0,6})|(?P<kind>bn|relu|gelu))(?P<plain>-plain)?")
+_RELU = Layer("relu")
+
+
+def layers_of(kind: str, dim: int, hidden: int) -> tuple[Layer, ...]:
+    """The layers of a head, by its kind.
+
+    Args:
+        kind: one of `ProjectorKind`, or layers one after the other, such as `linear:4096-plain bn relu linear:256-plain
+            bn-plain`; `-plain` means without bias, or without scale and shift.
+        dim: length of the embedding.
+        hidden: width of the hidden layers of a `ProjectorKind`.
+
+    Raises:
+        ValueError: it is neither.
+
+    >>> " ".join(map(str, layers_of("mlp-bn", 128, 2048)))
+    'linear:2048 bn relu linear:128'
+    """
+    last, norm = Layer("linear", dim), (Layer("linear", hidden), Layer("bn"), _RELU)
+    match kind:
+        case "linear":
+            return (last,)
+        case "mlp":
+            return (Layer("linear", hidden), _RELU, last)
+        case "mlp-bn":
+            return (*norm, last)
+        case "mlp-bn-3":
+            return (*norm, *norm, last)
+        case _:
+            return tuple(map(_read_layer, kind.split(" ")))
+
+
+def _read_layer(text: str) -> Layer:
+    found = _LAYER.fullmatch(text)
+    if found is None:
+        raise ValueError(f"not a layer of a head: {text!r}")
+    plain = found["plain"] is not None
+    match found["kind"]:
+        case "bn":
+            return Layer("bn", plain=plain)
+        case "relu":
+            return _RELU
+        case "gelu":
+            return Layer("gelu")
+        case _:
+            return Layer("linear", int(found["out"]), plain)
+
+
+def is_kind(kind: str) -> bool:
+    """Whether `Projector` knows a kind of head."""
+    try:
+        layers_of(kind, 1, 1)
+    except ValueError:
+        return False
+    return True
+
+
+def kind_of(layers: Sequence[Layer]) -> str:
+    """What `Projector` calls a head of these layers.
+
+    >>> kind_of(layers_of("linear:9 relu linear:4", 0, 0)), kind_of(layers_of("linear:9 gelu linear:4", 0, 0))
+    ('mlp', 'linear:9 gelu linear:4')
+    """
+    dim, hidden = outputs_of(layers)
+    named = (kind for kind in get_args(ProjectorKind) if layers_of(kind, dim, hidden) == tuple(layers))
+    return next(named, " ".join(map(str, layers)))
+
+
+def outputs_of(layers: Sequence[Layer]) -> tuple[int, int]:
+    """Length of the embedding, and width of the first hidden layer."""
+    widths = [layer.out for layer in layers if layer.kind == "linear"]
+    return widths[-1], widths[0]
+
+
+def _modules(layers: Sequence[Layer], width: int) -> Iterator[nn.Module]:
+    for layer in layers:
+        match layer.kind:
+            case "linear":
+                yield nn.Linear(width, layer.out, bias=not layer.plain)
+                width = layer.out
+            case "bn":
+                yield nn.BatchNorm1d(width, affine=not layer.plain)
+            case "relu":
+                yield nn.ReLU()
+            case "gelu":
+                yield nn.GELU()
 
 
 def build_projector(

@@ -12,8 +12,8 @@ from torch import nn
 from tinyseed.errors import InputError, first_line
 from tinyseed.models.contract import IMAGENET, InputContract
 from tinyseed.models.names import Library, import_timm
-from tinyseed.networks.seed_mobilenet import SeedMobileNet
-from tinyseed.networks.wide_resnet import WIDTHS, WideResNet
+from tinyseed.networks.catalog import NETWORKS
+from tinyseed.networks.wide_resnet import WideResNet
 from tinyseed.shapes import Interpolation
 from tinyseed.torchvision_ops import ensure_torchvision
 
@@ -86,11 +86,13 @@ def _create(library: Library, name: str, size: int | None, channels: int) -> Lib
         match library:
             case "torchvision":
                 return create_torchvision(name, size)
-            case "swav":
-                build = Build(f"swav/{name}", "swav")
-                return LibraryNetwork(WideResNet(WIDTHS[name]), build, replace(IMAGENET, std=SWAV_STD))
-            case "seed":
-                return LibraryNetwork(SeedMobileNet(), Build(f"seed/{name}", "seed"), IMAGENET)
+            case "swav" | "seed" | "moco":
+                own = NETWORKS[library][name]
+                contract = replace(IMAGENET, multiple=own.patch)
+                if library == "swav":
+                    contract = replace(contract, std=SWAV_STD)
+                build = Build(f"{library}/{name}", library)
+                return LibraryNetwork(own.build(), build, contract, (own.classifier,))
             case "transformers":
                 raise AssertionError("its models have no names here")
 

@@ -1,23 +1,22 @@
 """Which models there are, by name.
 
 A name is timm's (`resnet18`, `resnet18.a1_in1k`, `timm/resnet18`), torchvision's (`torchvision/resnet18`), or that
-of a network of `tinyseed.networks` (`swav/resnet50w2`, `seed/mobilenetv3_large`).
+of a network of `tinyseed.networks` (`swav/resnet50w2`, `seed/mobilenetv3_large`,
+`moco/vit_small`).
 """
 
 import difflib
 from typing import Any, Literal, get_args
 
 from tinyseed.errors import InputError
-from tinyseed.networks.wide_resnet import WIDTHS
+from tinyseed.networks.catalog import NETWORKS
 from tinyseed.torchvision_ops import ensure_torchvision
 
-Library = Literal["timm", "torchvision", "swav", "seed", "transformers"]
+Library = Literal["timm", "torchvision", "swav", "seed", "moco", "transformers"]
 """Where a network is from; those of transformers cannot be students, so no name begins with it."""
 _LIBRARIES: dict[str, Library] = {library: library for library in get_args(Library)}
 
-_OWN = {"swav": tuple(WIDTHS), "seed": ("mobilenetv3_large",)}
-"""Models of `tinyseed.networks`."""
-PACKAGES = dict.fromkeys(_OWN, "tinyseed")
+PACKAGES = dict.fromkeys(NETWORKS, "tinyseed")
 """The package that has a library's networks, where it is not one of that name."""
 
 # Auxiliary heads that give several outputs in training, and weights that need more than their tensors to be loaded
@@ -38,7 +37,7 @@ def find_model(name: str) -> tuple[Library, str]:
     suggested = (
         f"did you mean {' or '.join(close)}?"
         if close
-        else "give a model of timm's, or torchvision/NAME, swav/NAME, seed/NAME"
+        else "give a model of timm's, or torchvision/NAME, swav/NAME, seed/NAME, moco/NAME"
     )
     raise InputError(name, f"unknown model; {suggested}")
 
@@ -46,8 +45,8 @@ def find_model(name: str) -> tuple[Library, str]:
 def is_model_name(name: str) -> bool:
     """Whether a library has a model of this name."""
     library, _, plain = name.rpartition("/")
-    if library in _OWN:
-        return plain in _OWN[library]
+    if library in NETWORKS:
+        return plain in NETWORKS[library]
     if library == "torchvision":
         return plain in torchvision_names()
     if library not in ("", "timm"):
@@ -63,7 +62,7 @@ def _candidates(name: str) -> list[str]:
     timm = import_timm()
     library = name.partition("/")[0]
     others = other_names()
-    if library in ("torchvision", *_OWN):
+    if library in ("torchvision", *NETWORKS):
         return [known for known in others if known.startswith(f"{library}/")]
     architecture = name.removeprefix("timm/").partition(".")[0]
     if timm.is_model(architecture):
@@ -80,8 +79,8 @@ def import_timm() -> Any:  # noqa: ANN401  (a module)
 
 
 def other_names() -> list[str]:
-    """All models but timm's: `torchvision/…`, `swav/…`, `seed/…`."""
-    libraries = {"torchvision": torchvision_names(), **_OWN}
+    """All models but timm's: `torchvision/…`, `swav/…`, `seed/…`, `moco/…`."""
+    libraries = {"torchvision": torchvision_names(), **NETWORKS}
     return [f"{library}/{known}" for library, models in libraries.items() for known in models]
 
 

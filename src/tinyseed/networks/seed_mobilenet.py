@@ -1,6 +1,6 @@
-"""MobileNetV3-Large as in the students that SEED's authors released.
+"""MobileNetV3-Large and -Small as in the students that SEED's authors released.
 
-Tensor names are those of their files. The network differs from torchvision's and timm's of this name: squeeze and
+Tensor names are those of their files. The networks differ from torchvision's and timm's of these names: squeeze and
 excitation comes before the activation, some hidden widths differ, and batch norm's epsilon is 1e-5.
 """
 
@@ -23,7 +23,7 @@ class _Row(NamedTuple):
     stride: int
 
 
-_ROWS = (
+_LARGE = (
     _Row(3, 1, 16, False, False, 1),
     _Row(3, 4, 24, False, False, 2),
     _Row(3, 3, 24, False, False, 1),
@@ -40,26 +40,43 @@ _ROWS = (
     _Row(5, 6, 160, True, True, 1),
     _Row(5, 6, 160, True, True, 1),
 )
+_SMALL = (
+    _Row(3, 1, 16, True, False, 2),
+    _Row(3, 4.5, 24, False, False, 2),
+    _Row(3, 3.67, 24, False, False, 1),
+    _Row(5, 4, 40, True, True, 2),
+    _Row(5, 6, 40, True, True, 1),
+    _Row(5, 6, 40, True, True, 1),
+    _Row(5, 3, 48, True, True, 1),
+    _Row(5, 3, 48, True, True, 1),
+    _Row(5, 6, 96, True, True, 2),
+    _Row(5, 6, 96, True, True, 1),
+    _Row(5, 6, 96, True, True, 1),
+)
+DESIGNS = {"mobilenetv3_large": (_LARGE, 1280), "mobilenetv3_small": (_SMALL, 1024)}
+"""Models of `seed/NAME`: their blocks, and the width of their features."""
 
 
 class SeedMobileNet(nn.Module):
-    """MobileNetV3-Large: features [n, 1280], which SEED's head `fc` takes.
+    """MobileNetV3-Large or -Small: features [n, 1280] or [n, 1024], which SEED's head `fc` takes.
 
-    Source: the networks of SEED (arXiv 2101.04731), which follow d-li14/mobilenetv3.pytorch; arXiv 1905.02244, table 1.
+    Source: the networks of SEED (arXiv 2101.04731), which follow d-li14/mobilenetv3.pytorch; arXiv 1905.02244, tables 1
+    and 2.
     Differs: no last layer. Dropout of 0.2 in training has no counterpart in the files.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
+        rows, width = DESIGNS[name]
         blocks: list[nn.Module] = [_convolution(3, 16, 3, 2)]
-        channels = 16
-        for row in _ROWS:
+        channels = hidden = 16
+        for row in rows:
             blocks.append(_Block(channels, row))
-            channels = row.out
+            channels, hidden = row.out, _divisible(channels * row.expansion)
         self.features = nn.Sequential(*blocks)
-        self.conv = _convolution(channels, 960, 1, 1)
+        self.conv = _convolution(channels, hidden, 1, 1)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Sequential(nn.Linear(960, 1280), nn.Hardswish(), nn.Dropout(0.2))
+        self.classifier = nn.Sequential(nn.Linear(hidden, width), nn.Hardswish(), nn.Dropout(0.2))
         for module in self.modules():
             _initialize(module)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from tinyseed.settings.base import COUNTS, IMAGE_SIDES, SEEDS, WORKERS, Settings
+from tinyseed.settings.base import COUNTS, IMAGE_SIDES, SEEDS, WORKERS, Range, Settings
 
 BankPrecision = Literal["auto", "32", "16"]
 """Bits per number of features that are kept."""
@@ -70,6 +70,16 @@ class ModelEvaluationSettings(EvaluationSettings):
     """Model to evaluate: a run folder, a checkpoint file or its URL, a backbone's name, or random:NAME."""
     model_arch: str | None = None
     """Architecture (a backbone's name) of a checkpoint file that does not specify it."""
+    model_prefix: str | None = None
+    """Part of a checkpoint file, by what its tensors' names begin with: one of several networks or a module."""
     model_output: Literal["backbone", "head", "trunk"] = "backbone"
     """What is evaluated: the backbone's features ("trunk" means the same), or the unit-length embedding after the
     head."""
+    model_mean: tuple[float, ...] = ()
+    """Mean by channel of the images that the model expects, from 0 to 1. By default what is known of it."""
+    model_std: tuple[float, ...] = ()
+    """Standard deviation by channel. By default what is known of the model."""
+    model_interpolation: Literal["auto", "bilinear", "bicubic"] = "auto"
+    """How images are resized for the model; auto: as it was trained."""
+
+    RANGES: ClassVar = {"model_mean": Range(-1000, 1000), "model_std": Range(0, 1000, above=True)}

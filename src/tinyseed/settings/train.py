@@ -26,7 +26,7 @@ Augmentation = Literal["moco-v2", "moco-v1", "simclr", "swav"]
 
 FREE_ON_RESUME = frozenset(
     {"resume", "workers", "devices", "checkpoint_minutes", "log_every", "data", "val_data", "out", "teacher"}
-    | {"teacher_weights", "teacher_arch", "validation_images", "evaluate_every", "recipe"}
+    | {"teacher_weights", "teacher_arch", "teacher_prefix", "validation_images", "evaluate_every", "recipe"}
 )
 """Settings in which a resumed run may differ from its beginning. Data that was moved is recognized by its contents."""
 
@@ -219,11 +219,20 @@ class DistillSettings(TrainSettings):
     """Weights of a teacher given by name: a file or its URL, or `random` for controls."""
     teacher_arch: str | None = None
     """Architecture (a model name) of a teacher checkpoint that does not state it."""
+    teacher_prefix: str | None = None
+    """Part of a teacher checkpoint, by what its tensors' names begin with: one of several networks or a module, as in
+    model_ema, encoder_k or teacher.backbone."""
     teacher_output: Literal["auto", "head", "backbone", "trunk"] = "auto"
     """What the student learns: the embedding after the teacher's head, or its backbone features (trunk is the former
     name); auto: the head, where there is one."""
     teacher_image_size: int | Literal["auto"] = "auto"
     """Side length in pixels of the views that the teacher sees; auto: the image size, or the next one it can take."""
+    teacher_mean: tuple[float, ...] = ()
+    """Mean by channel of the images that the teacher expects, from 0 to 1. By default what is known of it."""
+    teacher_std: tuple[float, ...] = ()
+    """Standard deviation by channel. By default what is known of the teacher."""
+    teacher_interpolation: Literal["auto", "bilinear", "bicubic"] = "auto"
+    """How images are resized for the teacher; auto: as it was trained."""
     teacher_bands: tuple[int, ...] = ()
     """Channels, counted from 1, that the teacher sees. By default the first three, or a single channel repeated."""
     augmentation: Augmentation = "moco-v2"
@@ -236,7 +245,11 @@ class DistillSettings(TrainSettings):
     """Largest changes of brightness, contrast, saturation and hue. By default those of the augmentation."""
 
     NETWORK: ClassVar[str] = "student"
-    RANGES: ClassVar = {"teacher_image_size": IMAGE_SIDES}
+    RANGES: ClassVar = {
+        "teacher_image_size": IMAGE_SIDES,
+        "teacher_mean": Range(-1000, 1000),
+        "teacher_std": Range(0, 1000, above=True),
+    }
 
     @property
     def networks(self) -> str:
