@@ -60,7 +60,9 @@ class Outcome:
 
 def main() -> None:
     """Run the trials, print a table, exit with 1 if one failed."""
-    parser = argparse.ArgumentParser(description="Kill tinyseed at random instants and compare with unbroken runs.")
+    parser = argparse.ArgumentParser(
+        description="Kill tinyseed at random instants and compare with unbroken runs."
+    )
     parser.add_argument("--kills", type=int, default=25, help="trials per command")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("commands", nargs="*", help="by default all")
@@ -73,9 +75,14 @@ def main() -> None:
     failed = False
     try:
         commands = prepare(folder)
-        print(f"{'command':<14}{'kills':>7}{'stops':>7}{'finished before':>17}{'equal':>7}{'failures':>10}", flush=True)
+        print(
+            f"{'command':<14}{'kills':>7}{'stops':>7}{'finished before':>17}{'equal':>7}{'failures':>10}",
+            flush=True,
+        )
         for name in options.commands or commands:
-            outcome = soak(folder, name, commands[name], options.kills, random.Random(f"{options.seed} {name}"))
+            outcome = soak(
+                folder, name, commands[name], options.kills, random.Random(f"{options.seed} {name}")
+            )
             counts = f"{outcome.kills:>7}{outcome.stops:>7}{outcome.finished:>17}{outcome.equal:>7}"
             print(f"{name:<14}{counts}{len(outcome.failures):>10}", flush=True)
             for failure in outcome.failures:
@@ -92,7 +99,18 @@ def prepare(folder: Path) -> dict[str, Command]:
     draw_images(images)
     write_table(images, tables)
     draw_boxes(boxes)
-    common = ("--image-size", "32", "--batch-size", "8", "--epochs", "2", "--log-every", "1", "--precision", "32")
+    common = (
+        "--image-size",
+        "32",
+        "--batch-size",
+        "8",
+        "--epochs",
+        "2",
+        "--log-every",
+        "1",
+        "--precision",
+        "32",
+    )
     data = ("--data", str(images), "--evaluate-every", "1", *common)
     network = ("--teacher", "test_resnet", "--teacher-weights", "random", "--student", "test_resnet")
     distill = ("distill", *data, *network, "--projector", "linear")
@@ -105,7 +123,8 @@ def prepare(folder: Path) -> dict[str, Command]:
         "distill": Command((*distill, "--workers", "0"), resumed_by_flag=True),
         "distill-2": Command((*distill, "--workers", "2"), resumed_by_flag=True),
         "pretrain": Command(
-            ("pretrain", "moco-v2", *data, "--backbone", "test_resnet", "--workers", "0"), resumed_by_flag=True
+            ("pretrain", "moco-v2", *data, "--backbone", "test_resnet", "--workers", "0"),
+            resumed_by_flag=True,
         ),
         "knn": Command(("evaluate", "knn", *evaluate, *splits)),
         "knn-parquet": Command(
@@ -301,7 +320,7 @@ def weights(file: Path) -> str:
     return state.hexdigest()
 
 
-def timeless(value: Any) -> Any:  # noqa: ANN401  (JSON)
+def timeless(value: Any) -> Any:
     """JSON without what depends on the clock."""
     if isinstance(value, dict):
         return {name: timeless(entry) for name, entry in value.items() if name not in TIMES}
