@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check soak clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tinyseed demo
@@ -13,6 +13,9 @@ test: $(VENV)/.installed-dev
 
 check: $(VENV)/.installed-dev
 	scripts/check
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python tests/faults/soak.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist build

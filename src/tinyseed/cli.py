@@ -54,7 +54,8 @@ def _exit_code(arguments: Sequence[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return 141
         except Stopped as stopped:
-            _say(with_flags(stopped))
+            if str(stopped):
+                _say(with_flags(stopped))
             return stopped.exit_code
         except KeyboardInterrupt:
             _say("stopped at once; nothing was saved since the last checkpoint")

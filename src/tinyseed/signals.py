@@ -18,7 +18,7 @@ _SAME_REQUEST_SECONDS = 1.0
 
 
 class Stopped(BaseException):
-    """Stopped by a signal.
+    """Stopped by a signal; the message is empty where another process has one for all.
 
     A BaseException, like KeyboardInterrupt, so that no `except Exception` mistakes it for a failure.
     """

@@ -297,7 +297,8 @@ class Run:
             Stopped: always.
         """
         self.save()
-        raise Stopped(number, f"stopped at step {self.step} and saved; resume with `resume`")
+        message = f"stopped at step {self.step} and saved; resume with `resume`"
+        raise Stopped(number, message if self.runtime.is_main else "")
 
     def restore(self) -> None:
         """Continue where the last checkpoint was written.

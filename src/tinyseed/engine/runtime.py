@@ -1,5 +1,6 @@
 """Devices, processes and precision of a run, through Lightning Fabric."""
 
+import logging
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -135,6 +136,7 @@ def start(settings: TrainSettings) -> Runtime:
         strategy=strategy,
         plugins=[plugin],
     )
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its greetings hide our lines
     fabric.launch()
     waiting = _waiting_group() if parallel else None
     if on_gpu:
