@@ -379,7 +379,7 @@ def _notes(left_out: Counter[str], failures: dict[bytes, str], empty: list[bytes
     notes = []
     if left_out:
         kinds = listed([f"{count:,} {kind}" for kind, count in left_out.most_common()])
-        notes.append(f"left out {counted(left_out.total(), 'file')} that are not read as images ({kinds})")
+        notes.append(f"left out {counted(left_out.total(), 'file')} not read as images ({kinds})")
     if failures:
         names = listed([f"{_readable(name)}: {why}" for name, why in failures.items()])
         notes.append(f"left out {counted(len(failures), 'folder')} that cannot be listed ({names})")

@@ -94,6 +94,8 @@ def open_splits(settings: EvaluationSettings) -> Splits:
         )
         raise InputError(" ".join(settings.test_data), remedy, argument="test_data")
     notes = list(dict.fromkeys(note for source in sources.values() for note in notes_of(source)))
+    for note in notes:
+        Progress().say(note)
     splits = {}
     for name, source in sources.items():
         splits[name], unlabeled = _split(source, classes, settings)
@@ -118,8 +120,6 @@ def _labeled_source(specs: tuple[str, ...], name: str) -> Source:
         found = "".join(f" ({note})" for note in notes)
         remedy = f"has no labels{found}; give sub-folders named by class, or a label column"
         raise InputError(" ".join(specs), remedy, argument=name)
-    for note in notes:
-        Progress().say(note)
     return source
 
 
