@@ -211,7 +211,7 @@ class DistillSettings(TrainSettings):
     RANGES: ClassVar = {
         "teacher_image_size": Range(8, 4096),
         "teacher_mean": Range(-1000, 1000),
-        "teacher_std": Range(0, 1000, above=True),
+        "teacher_std": Range(0, above=True),
     }
 
     @property
