@@ -10,7 +10,7 @@ import warnings
 from importlib.metadata import version
 from pathlib import Path
 
-from tinyseed.checkpoints.signatures import signature
+from tinyseed.checkpoints.signatures import parts_of, signature
 from tinyseed.errors import InputError
 from tinyseed.models import names
 from tinyseed.models.libraries import create_on_meta
@@ -23,6 +23,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     architectures: dict[str, list[object]] = {}
     classifiers: list[list[str]] = []
+    parts: list[list[str]] = []
     left_out = []
     for name in [*names.other_names(), *names.import_timm().list_models()]:
         try:
@@ -33,17 +34,25 @@ def main() -> None:
         if sorted(made.classifiers) not in classifiers:
             classifiers.append(sorted(made.classifiers))
         state = made.network.state_dict()
+        if parts_of(state) not in parts:
+            parts.append(parts_of(state))
         parameters = sum(value.numel() for value in state.values())
         architectures[name] = [
             signature(state),
             len(state),
             parameters,
             classifiers.index(sorted(made.classifiers)),
+            parts.index(parts_of(state)),
         ]
     rows = [
         f"{json.dumps(name)}:{json.dumps(row, separators=(',', ':'))}" for name, row in architectures.items()
     ]
-    head = {"timm": version("timm"), "torchvision": version("torchvision"), "classifiers": classifiers}
+    head = {
+        "timm": version("timm"),
+        "torchvision": version("torchvision"),
+        "classifiers": classifiers,
+        "parts": parts,
+    }
     text = json.dumps(head, separators=(",", ":"))[:-1] + ',"architectures":{\n' + ",\n".join(rows) + "\n}}\n"
     TARGET.write_text(text, encoding="utf-8")
     print(

@@ -12,6 +12,7 @@ import pytest
 
 import tinyseed
 from tinyseed import cli, evaluations
+from tinyseed.checkpoints import recognition
 from tinyseed.data import sources
 from tinyseed.methods import catalog
 
@@ -53,13 +54,20 @@ def run_tests(module: ModuleType, request: pytest.FixtureRequest) -> int:
     return len(tests)
 
 
-def test_the_document_has_the_three_examples_with_their_tests():
+def test_the_document_has_the_examples_with_their_tests():
     assert [path for path in BLOCKS if path.startswith("src/")] == [
         "src/tinyseed/methods/alignment.py",
         "src/tinyseed/evaluation/centroid.py",
         "src/tinyseed/data/tables.py",
+        "src/tinyseed/checkpoints/formats/bootstrap.py",
     ]
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 8
+
+
+def test_the_example_format_is_recognized(added, monkeypatch, request):
+    module = added("src/tinyseed/checkpoints/formats/bootstrap.py")
+    monkeypatch.setattr(recognition, "FORMATS", (*recognition.FORMATS, module.BOOTSTRAP))
+    assert run_tests(added("tests/checkpoints/formats/test_bootstrap.py"), request) == 1
 
 
 def test_the_example_method_trains_for_two_steps(added, photos, tmp_path, monkeypatch, request, capsys):

@@ -107,6 +107,41 @@ def test_a_public_checkpoint_is_evaluated(capsys, moco, photos):
     assert "60 test images, 60 training images" in out
 
 
+def test_a_part_of_a_checkpoint_teaches_under_a_contract_of_its_own(capsys, moco, photos, tmp_path):
+    out = tmp_path / "run"
+    common = [
+        "distill", "--data", photos, "--teacher", moco, "--student", "resnet10t", "--out", out, "--epochs", 1,
+        "--batch-size", 24, "--image-size", 32, "--queue-size", 32, "--workers", 0, "--precision", 32, "--devices", 1,
+    ]  # fmt: skip
+    contract = [
+        "--teacher-prefix", "encoder_k", "--teacher-mean", 0.5, 0.4, 0.3, "--teacher-std", 0.1, 0.2, 0.3,
+        "--teacher-interpolation", "bicubic",
+    ]  # fmt: skip
+    code, _, err = typed(capsys, *common, *contract)
+    assert code == 0, err
+    teacher = json.loads((out / "lineage.json").read_text())["teacher"]
+    assert (teacher["mean"], teacher["std"]) == ([0.5, 0.4, 0.3], [0.1, 0.2, 0.3])
+    assert teacher["interpolation"] == "bicubic"
+    config = json.loads((out / "config.json").read_text())
+    assert (config["teacher_prefix"], config["teacher_mean"]) == ("encoder_k", [0.5, 0.4, 0.3])
+    code, _, err = typed(capsys, *common, *contract[:-6], "--resume")
+    assert code == 2
+    assert "--teacher-" in err
+    code, _, err = typed(capsys, *common[:-2], "--teacher-std", 0, 1, 1)
+    assert (code, "--teacher-std: 0.0: give a number above 0" in err) == (2, True)
+
+
+def test_a_part_is_evaluated(capsys, moco, photos):
+    flags = ["--model-prefix", "encoder_k", "--model-mean", 0, 0, 0, "--model-std", 1, 1, 1]
+    code, _, err = typed(capsys, "evaluate", "knn", "--model", moco, "--train-data", photos, "--test-data", photos,
+                         "--image-size", 32, "--k", 3, *flags)  # fmt: skip
+    assert code == 0, err
+    code, _, err = typed(capsys, "evaluate", "knn", "--model", moco, "--train-data", photos, "--test-data", photos,
+                         "--model-prefix", "nope")  # fmt: skip
+    assert code == 2
+    assert "--model-prefix: nope: " in err
+
+
 def test_what_it_teaches_is_chosen(capsys, moco, photos, tmp_path):
     common = [
         "distill",

@@ -227,6 +227,10 @@ def _teachers(rest: Sequence[str]) -> int:
             print(f"{example}\n\nShows what a checkpoint file, folder, URL or model name is.\n")
             print("flags:\n  --json                print JSON")
             print("  --teacher-arch NAME   architecture of a file that does not state it (docs/teachers.md)")
+            print("  --teacher-prefix NAME part of a file, by what its tensors' names begin with")
+            print(
+                "  --teacher-output …    head or backbone, where the file does not say which layers are a head"
+            )
             return 0
         case [spec, *flags] if not spec.startswith("-"):
             from tinyseed.teachers import TeachersSettings, describe, table

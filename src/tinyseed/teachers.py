@@ -55,6 +55,8 @@ def table(teacher: "public.ModelDescription") -> str:
         "std": ", ".join(f"{value:g}" for value in expected.std),
         "used": _counts(teacher.used),
         "unused": _counts(teacher.unused),
+        "source": teacher.source,
+        "note": teacher.note,
         "size": "" if teacher.size is None else f"{teacher.size / 1e6:,.1f} MB",
     }
     lines = [f"  {label:13}{text}" for label, text in rows.items() if text]

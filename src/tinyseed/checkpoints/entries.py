@@ -208,7 +208,7 @@ def under(entries: Entries, prefix: str, path: Path) -> Entries:
         total = sum(map(len, entries.networks.values()))
         unused[f"all but {prefix.rstrip('.')}"] += total - len(found)
         return replace(entries, networks={prefix: found}, parallel={prefix: parallel}, unused=unused)
-    parts = {name.partition(".")[0] for name in entries.flat()}
+    parts = {name.partition(".")[0] for state, _ in _views(entries, path) for name in state}
     remedy = f"{path} has no tensors of this prefix; it has {', '.join(sorted(parts)[:8])}"
     raise InputError(prefix, remedy, argument="prefix")
 

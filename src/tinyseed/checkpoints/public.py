@@ -39,6 +39,8 @@ class ModelDescription:
         used: number of tensors that are loaded, by "trunk" (the backbone) and "head".
         unused: number of tensors that are not, by group.
         size: bytes of the file.
+        source: where the code that writes such files is.
+        note: what users should know of such files.
     """
 
     spec: str
@@ -53,6 +55,8 @@ class ModelDescription:
     used: Mapping[str, int]
     unused: Mapping[str, int] = field(default_factory=dict)
     size: int | None = None
+    source: str = ""
+    note: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain JSON values."""
@@ -78,9 +82,15 @@ def load_file(path: Path, spec: ModelSpec) -> tuple[Encoder, ModelDescription]:
         backbone = backbone.with_input(expects(parts.format.input, backbone.input))
     projector = _projector(parts, backbone.width, path)
     encoder = with_output(Encoder(backbone, projector), spec.output, path)
-    described = describe(encoder, path, parts.format.name, projector)
-    counts = _counts(parts, len(backbone.network.state_dict()))
-    return encoder, replace(described, epochs=parts.epochs, size=path.stat().st_size, **counts)
+    described = replace(
+        describe(encoder, path, parts.format.name, projector),
+        epochs=parts.epochs,
+        size=path.stat().st_size,
+        source=parts.format.source,
+        note=parts.format.note,
+        **_counts(parts, len(backbone.network.state_dict())),
+    )
+    return encoder, described
 
 
 def _counts(parts: Parts, wanted: int) -> dict[str, Mapping[str, int]]:

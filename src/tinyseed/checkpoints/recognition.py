@@ -65,32 +65,68 @@ def take_apart(content: object, path: Path, spec: ModelSpec) -> Parts:
     """
     entries = sort_entries(content, path)
     if spec.prefix is not None:
+        whole = _recognized(_candidates(entries, path, spec.prefix))
+        twin = None if whole is None else _twin(*whole, spec.prefix)
+        if whole is not None and twin is not None:
+            return _of_format(twin, whole[1], entries, path, spec)
         entries = under(entries, spec.prefix, path)
     candidates = _candidates(entries, path)
+    found = _recognized(candidates)
+    return (
+        _of_library(candidates, entries, path, spec)
+        if found is None
+        else _of_format(*found, entries, path, spec)
+    )
+
+
+def _recognized(candidates: list[Candidate]) -> tuple[Format, Candidate] | None:
+    """The first format that recognizes a candidate, and this with the names that the format's record is about."""
     for each in FORMATS:
         for candidate in candidates:
-            converted = _converted(each, candidate)
-            if converted is not None:
-                return _of_format(each, converted, entries, path, spec)
-    return _of_library(candidates, entries, path, spec)
+            if each.recognizes(candidate):
+                state = candidate.state if each.convert is None else each.convert(candidate.state)
+                return each, replace(candidate, state=state)
+    return None
 
 
-def _candidates(entries: Entries, path: Path) -> list[Candidate]:
-    """What formats are asked about: the fewest prefixes removed come first."""
+def _twin(form: Format, candidate: Candidate, prefix: str) -> Format | None:
+    """A file's format with another of its networks as the backbone, such as a momentum encoder.
+
+    Args:
+        form: of the whole file.
+        candidate: its tensors.
+        prefix: of the network that is meant.
+
+    Returns:
+        None where that network has not the same tensors as the format's own.
+    """
+    chosen = prefix.rstrip(".") + "."
+    own, other = (
+        {name.removeprefix(beginning) for name in candidate.state if name.startswith(beginning)}
+        for beginning in (form.backbone, chosen)
+    )
+    if chosen == form.backbone:
+        return form
+    if not form.backbone or own != other:
+        return None
+    head = chosen + form.head.removeprefix(form.backbone) if form.head else ""
+    unused = tuple(each for each in form.unused if not each.startswith(chosen))
+    return replace(form, backbone=chosen, head=head, unused=(*unused, form.backbone))
+
+
+def _candidates(entries: Entries, path: Path, prefix: str | None = None) -> list[Candidate]:
+    """What formats are asked about: the fewest prefixes removed come first.
+
+    Raises:
+        InputError: there are several networks, no format knows them, and no prefix will choose.
+    """
     if len(entries.networks) > 1:
         whole = Candidate(entries.flat())
-        if any(each.recognizes(whole) for each in FORMATS):
+        if prefix is not None or any(each.recognizes(whole) for each in FORMATS):
             return [whole]
     key, state = one_network(entries, path)
     parallel = entries.parallel.get(key, 0)
     return [Candidate(part, key, parallel, prefix) for prefix, part in levels(state, path)]
-
-
-def _converted(form: Format, candidate: Candidate) -> Candidate | None:
-    """A candidate with the tensors' names that a format's record is about; None where it is not of this format."""
-    if not form.recognizes(candidate):
-        return None
-    return candidate if form.convert is None else replace(candidate, state=form.convert(candidate.state))
 
 
 def _of_format(form: Format, candidate: Candidate, entries: Entries, path: Path, spec: ModelSpec) -> Parts:

@@ -2,13 +2,13 @@
 
 The index (assets/signatures.json, made by scripts/make_signatures.py) has a row for each architecture of torchvision,
 timm and `tinyseed.networks`: a digest of its names and shapes without classifier, its number of tensors and of
-parameters, and its classifiers.
+parameters, its classifiers, and its parts: the first components of its tensors' names.
 """
 
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -24,11 +24,13 @@ from tinyseed.models.libraries import create_on_meta
 from tinyseed.models.names import find_model
 
 _COUNTER = "num_batches_tracked"
-_COMPARED = 6
-"""Number of architectures of about the same size that are compared name by name."""
+_COMPARED = 3
+"""Number of architectures of about the same size and parts that are built and compared name by name."""
 _LIBRARIES = ("torchvision/", "swav/", "seed/")
 """Where several have the same tensors, the first of these wins over timm's (whose ResNets are torchvision's)."""
 _SAME = 1e-5
+_ALIKE = 0.1
+"""Part of a network's names that a file has to have for the two to be called near."""
 
 
 class Architecture(NamedTuple):
@@ -43,6 +45,16 @@ class _Row(NamedTuple):
     tensors: int
     numbers: int
     classifiers: tuple[str, ...]
+    parts: frozenset[str]
+
+
+def parts_of(names: Iterable[str]) -> list[str]:
+    """The first components of tensors' names.
+
+    >>> parts_of(["conv1.weight", "layer1.0.weight", "layer1.1.weight"])
+    ['conv1', 'layer1']
+    """
+    return sorted({name.partition(".")[0] for name in names})
 
 
 def signature(state: StateDict) -> str:
@@ -108,9 +120,10 @@ def choose(
 def _index() -> dict[str, _Row]:
     content = json.loads(files("tinyseed.assets").joinpath("signatures.json").read_text(encoding="utf-8"))
     classifiers = [tuple(each) for each in content["classifiers"]]
+    parts = [frozenset(each) for each in content["parts"]]
     return {
-        name: _Row(digits, tensors, numbers, classifiers[which])
-        for name, (digits, tensors, numbers, which) in content["architectures"].items()
+        name: _Row(digits, tensors, numbers, classifiers[which], parts[these])
+        for name, (digits, tensors, numbers, which, these) in content["architectures"].items()
     }
 
 
@@ -143,26 +156,30 @@ def _loaded(name: str, state: StateDict) -> Backbone:
 
 
 def nearest(state: StateDict) -> tuple[str, dict[str, list[str]]] | None:
-    """The architecture whose tensors come nearest, and what keeps these from fitting; None: none could be built."""
+    """The architecture whose tensors come nearest, and what keeps these from fitting; None where none is near."""
     compared = {}
     for name in _of_about_this_size(state):
         try:
             made = create_on_meta(*find_model(name))
         except InputError:
             continue
-        compared[name] = misfits(made.network.state_dict(), without(state, made.classifiers))
+        wanted = made.network.state_dict()
+        if len(wanted.keys() & state.keys()) >= _ALIKE * len(wanted):
+            compared[name] = misfits(wanted, without(state, made.classifiers))
     if not compared:
         return None
     return min(compared.items(), key=lambda item: sum(map(len, item[1].values())))
 
 
 def _of_about_this_size(state: StateDict) -> list[str]:
-    """Names of the architectures whose counts of tensors and of numbers are nearest; one of each signature."""
+    """Names of the architectures whose counts and parts are nearest; one of each signature."""
     numbers = sum(value.numel() for value in state.values()) + 1
+    parts = set(parts_of(state))
 
     def distance(row: _Row) -> float:
         # A classifier may be among them, so that a little more counts as little.
-        return abs(math.log(len(state) / row.tensors)) + abs(math.log(numbers / (row.numbers + 1)))
+        sizes = abs(math.log(len(state) / row.tensors)) + abs(math.log(numbers / (row.numbers + 1)))
+        return sizes + 2 * (1 - len(parts & row.parts) / len(parts | row.parts))
 
     nearest: dict[str, str] = {}
     for name, row in sorted(_index().items(), key=lambda item: distance(item[1])):

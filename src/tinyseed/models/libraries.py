@@ -100,7 +100,7 @@ def _create(library: Library, name: str, size: int | None, channels: int) -> Lib
 def create_on_meta(
     library: Library, name: str, size: int | None = None, channels: int = 3, *, small_stem: bool = False
 ) -> LibraryNetwork:
-    """A network whose weights take no memory, unless its library computes with them (torchvision's RegNets).
+    """A network whose weights take no memory and no time, and have no values.
 
     Raises:
         InputError: the library cannot build it.
@@ -108,8 +108,24 @@ def create_on_meta(
     try:
         with torch.device("meta"):
             return create(library, name, size, channels, small_stem=small_stem)
-    except InputError:
-        return create(library, name, size, channels, small_stem=small_stem)
+    except InputError:  # torchvision's RegNets compute their widths with tensors
+        with _parameters_on_meta():
+            return create(library, name, size, channels, small_stem=small_stem)
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Only the parameters of networks that are built here go to the meta device, each before it is initialized."""
+    register = nn.Module.register_parameter
+
+    def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        register(self, name, None if param is None else nn.Parameter(param.detach().to("meta")))
+
+    nn.Module.register_parameter = on_meta
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
 
 
 def create_timm(name: str, size: int | None, **settings: Any) -> LibraryNetwork:  # noqa: ANN401

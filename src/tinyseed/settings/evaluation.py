@@ -82,4 +82,4 @@ class ModelEvaluationSettings(EvaluationSettings):
     model_interpolation: Literal["auto", "bilinear", "bicubic"] = "auto"
     """How images are resized for the model; auto: as it was trained."""
 
-    RANGES: ClassVar = {"model_mean": Range(-1000, 1000), "model_std": Range(0, 1000, above=True)}
+    RANGES: ClassVar = {"model_mean": Range(-1000, 1000), "model_std": Range(0, above=True)}

@@ -248,7 +248,7 @@ class DistillSettings(TrainSettings):
     RANGES: ClassVar = {
         "teacher_image_size": IMAGE_SIDES,
         "teacher_mean": Range(-1000, 1000),
-        "teacher_std": Range(0, 1000, above=True),
+        "teacher_std": Range(0, above=True),
     }
 
     @property

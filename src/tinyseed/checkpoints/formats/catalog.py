@@ -4,7 +4,7 @@ The first that recognizes a file is taken, so those with more telling signs come
 """
 
 from tinyseed.checkpoints.formats.base import Format
-from tinyseed.checkpoints.formats.dino import DINO, DINO_BACKBONE, DINO_NETWORK
+from tinyseed.checkpoints.formats.dino import DINO, DINO_NETWORK, DINO_RESNET, DINO_VIT
 from tinyseed.checkpoints.formats.mae import MAE
 from tinyseed.checkpoints.formats.moco import MOCO_V1, MOCO_V2
 from tinyseed.checkpoints.formats.moco_v3 import MOCO_V3_CONVERTED, MOCO_V3_RESNET, MOCO_V3_VIT
@@ -25,7 +25,8 @@ FORMATS: tuple[Format, ...] = (
     DINO_NETWORK,
     MOCO_V3_CONVERTED,
     MAE,
-    DINO_BACKBONE,
+    DINO_VIT,
+    DINO_RESNET,
 )
 
 STATE_DICT = Format(

@@ -3,14 +3,22 @@
 from tinyseed.checkpoints.formats.base import IMAGENET_BICUBIC, Candidate, Format
 
 _SOURCE = "github.com/facebookresearch/dino, main_dino.py and utils.py; images of eval_knn.py"
-_BACKBONES = ("vit_small_patch16_224", "vit_small_patch8_224", "vit_base_patch16_224", "vit_base_patch8_224")
-_RELEASED = frozenset({*_BACKBONES, "torchvision/resnet50"})
+_VITS = ("vit_small_patch16_224", "vit_small_patch8_224", "vit_base_patch16_224", "vit_base_patch8_224")
+_RESNET = "torchvision/resnet50"
 
 
-def _released_backbone(candidate: Candidate) -> bool:
+def _bare_backbone(candidate: Candidate, *names: str) -> bool:
     """A bare state dict without classifier, of a network that DINO was released for."""
     found = candidate.architectures if candidate.bare else []
-    return any(each.name in _RELEASED and not each.classifiers for each in found)
+    return any(each.name in names and not each.classifiers for each in found)
+
+
+def _bare_vit(candidate: Candidate) -> bool:
+    return _bare_backbone(candidate, *_VITS)
+
+
+def _bare_resnet(candidate: Candidate) -> bool:
+    return _bare_backbone(candidate, _RESNET)
 
 
 DINO = Format(
@@ -21,7 +29,7 @@ DINO = Format(
     head="teacher.head.mlp.",
     activation="gelu",
     unused=("student.", "teacher.head.last_layer."),
-    prefer=("torchvision/", *_BACKBONES, "vit_"),
+    prefer=("torchvision/", *_VITS, "vit_"),
     tag="dino",
     input=IMAGENET_BICUBIC,
 )
@@ -33,15 +41,23 @@ DINO_NETWORK = Format(
     head="head.mlp.",
     activation="gelu",
     unused=("head.last_layer.",),
-    prefer=("torchvision/", *_BACKBONES, "vit_"),
+    prefer=("torchvision/", *_VITS, "vit_"),
     tag="dino",
     input=IMAGENET_BICUBIC,
 )
-DINO_BACKBONE = Format(
+DINO_VIT = Format(
     name="DINO",
     source=_SOURCE,
-    where=_released_backbone,
-    prefer=("torchvision/resnet50", *_BACKBONES),
+    where=_bare_vit,
+    prefer=_VITS,
     tag="dino",
     input=IMAGENET_BICUBIC,
+)
+DINO_RESNET = Format(
+    name="DINO",
+    source=_SOURCE,
+    where=_bare_resnet,
+    prefer=(_RESNET,),
+    input=IMAGENET_BICUBIC,
+    note="Barlow Twins and VICReg publish the same tensors; theirs were trained with bilinear resizing",
 )
