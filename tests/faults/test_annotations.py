@@ -476,7 +476,7 @@ def test_lists_as_tools_leave_them(voc):
         b"0.jpg\n1.JPG\n",
         b"0.jpg 1\n1.jpg -1",
         b"JPEGImages/0.jpg\nJPEGImages\\1.jpg\n",
-        b"/home/me/voc/JPEGImages/0.jpg\n../1.jpg\n",
+        b"/srv/me/voc/JPEGImages/0.jpg\n../1.jpg\n",
         b"D:\\voc\\JPEGImages\\0.jpg\r\nD:\\voc\\JPEGImages\\1.jpg\r\n",
     ):
         assert objects(read_voc([str(voc(listed=listed))], "trainval")) == usual, listed
