@@ -152,7 +152,7 @@ def test_prototypes_stand_still_in_the_first_epoch_and_then_move(photos, tmp_pat
         (SwAVSettings, {"batch_size": 1}, "batch_size=1: give at least 2"),
         (SwAVSettings, {"large_crops": 1}, "large_crops=1: give a number from 2 to 64"),
         (SwAVSettings, {"small_crops": -1}, "small_crops=-1: give a number from 0 to 64"),
-        (SwAVSettings, {"prototypes": 1}, "prototypes=1: give a number of at least 2"),
+        (SwAVSettings, {"prototypes": 1}, "prototypes=1: give a number from 2 to 262144"),
         (SwAVSettings, {"epsilon": 0.0}, "epsilon=0.0: give a number above 0"),
         (
             SwAVSettings,

@@ -14,8 +14,8 @@ from tinyseed.errors import InputError
 class Range:
     """The numbers that a setting may have.
 
-    >>> str(Range(0, 1)), str(Range(0, above=True))
-    ('from 0 to 1', 'above 0')
+    >>> str(Range(0, 1)), str(Range(0, above=True)), str(Range(0, 1, above=True))
+    ('from 0 to 1', 'above 0', 'above 0 and up to 1')
     """
 
     low: float
@@ -28,6 +28,8 @@ class Range:
     def __str__(self) -> str:
         if math.isinf(self.high):
             return f"{'above' if self.above else 'of at least'} {self.low:g}"
+        if self.above:
+            return f"above {self.low:g} and up to {self.high:g}"
         return f"from {self.low:g} to {self.high:g}"
 
 
