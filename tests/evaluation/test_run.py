@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
 import tinyseed
-from tinyseed.errors import InputError, RunError
+from tinyseed.errors import InputError
 from tinyseed.evaluation import logistic
 from tinyseed.evaluation.base import Interrupted, Measurement, Resume, Subject, merge
 from tinyseed.evaluation.logistic import fit_logistic
