@@ -237,6 +237,7 @@ def test_a_refused_run_leaves_no_folder(photos, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_two_evaluations_into_one_folder_are_refused(photos, tmp_path):
     data = {"train_data": photos, "test_data": photos, "k": [3], "image_size": 32}
     with locked(tmp_path / "out", ".evaluate-knn.lock"), pytest.raises(InputError, match=str(os.getpid())):
@@ -248,7 +249,13 @@ def test_two_evaluations_into_one_folder_are_refused(photos, tmp_path):
 # --- files that are lost or half written
 
 
-@pytest.mark.parametrize("lost", ["report.html", "student.safetensors", "summary.json"])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "report.html",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("student.safetensors", "summary.json")),
+    ],
+)
 def test_a_finished_run_gets_back_what_is_missing(photos, finished, run, lost):
     metrics = (run / "metrics.jsonl").read_bytes()
     (run / lost).unlink()
@@ -279,6 +286,7 @@ def test_lost_metrics_come_back_from_the_checkpoint(photos, finished, run, conte
     assert lines(run) == [line for line in lines(finished) if "loss" not in line]
 
 
+@pytest.mark.slow
 def test_without_the_first_evaluation_nothing_is_said_of_the_untrained_network(photos, run):
     """As a checkpoint of an earlier version leaves it, which holds no evaluations."""
     content = torch.load(run / "checkpoints/last.ckpt")
@@ -304,6 +312,7 @@ def test_metrics_without_need_are_not_torn_when_they_are_replaced(run, monkeypat
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_lost_lineage_and_quarantine_are_written_again(photos, run):
     for name in ("lineage.json", "quarantine.jsonl", "summary.json"):
         (run / name).unlink()
@@ -362,6 +371,7 @@ def test_what_kills_left_before_the_first_file_is_not_other_files(photos, tmp_pa
     train(settings(photos, out, epochs=1), quiet=True)
 
 
+@pytest.mark.slow
 def test_half_checkpoints_of_killed_processes_are_removed(photos, run):
     (run / "summary.json").unlink()
     (run / "checkpoints/.last.ckpt.abc.unfinished").write_bytes(b"half")
@@ -412,6 +422,7 @@ def test_a_line_that_cannot_be_written_whole_is_taken_back(tmp_path, monkeypatch
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_an_end_by_minutes_at_an_end_of_an_epoch_is_evaluated_once(photos, tmp_path, monkeypatch):
     """Only after the evaluation the processes agree that the time is over."""
     real = engine.Run.agree
@@ -466,6 +477,7 @@ def test_other_images_are_refused_by_name(stopped, run, change):
     assert (run / "config.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_other_held_out_images_are_refused(photos, tmp_path, stopped):
     out, data = tmp_path / "own", str(stopped)
     train(settings(photos, out, epochs=1, val_data=(data,)), quiet=True)
@@ -476,6 +488,7 @@ def test_other_held_out_images_are_refused(photos, tmp_path, stopped):
         resume(photos, out, epochs=1, val_data=(data,))
 
 
+@pytest.mark.slow
 def test_another_teacher_is_refused_and_the_same_one_elsewhere_is_not(photos, tmp_path):
     weights = timm.create_model("resnet10t", num_classes=0).state_dict()
     torch.save(weights, tmp_path / "a.pth")
