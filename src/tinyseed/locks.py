@@ -131,6 +131,8 @@ def _acquire(path: Path) -> int:
                 os.pwrite(handle, content.encode(), 0)
                 return handle
         except OSError as error:
+            with suppress(OSError):
+                path.unlink()  # it is locked, but names nobody
             os.close(handle)
             raise _cannot_write(path.parent, error) from error
         except InputError:

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from tinyseed.data.base import SourceFormat, counted, listed
 from tinyseed.data.cache import read_arrays, write_arrays
 from tinyseed.data.reading import is_exhaustion, raise_exhausted, read_file
-from tinyseed.errors import InputError
+from tinyseed.errors import InputError, RunError
 from tinyseed.files import cache_folder, digest
+from tinyseed.progress import say_once
 
 EXTENSIONS = (
     *("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif"),
@@ -91,12 +92,14 @@ class FileSource:
     """Image files below a root. `read` raises OSError for a file that has gone or cannot be read.
 
     Attributes:
+        stored_at: where the index is kept, for worker processes to map; None where the cache cannot be written.
         notes: what was left out of the folder.
     """
 
-    def __init__(self, root: bytes, stored_at: Path, index: Index) -> None:
+    def __init__(self, root: bytes, stored_at: Path | None, index: Index) -> None:
         self.root = root
         self.stored_at = stored_at
+        self.index = index
         self.paths = index.paths
         self.labels = index.labels
         self.classes = index.classes
@@ -118,6 +121,8 @@ class FileSource:
         return os.path.join(self.root, self.paths[index])
 
     def __reduce__(self) -> tuple[object, ...]:
+        if self.stored_at is None:
+            return FileSource, (self.root, None, self.index)
         return _reopen, (self.root, self.stored_at)
 
 
@@ -428,22 +433,24 @@ def _unchanged(root: bytes, index: Index) -> bool:
 def _keep(shelf: Path, root: bytes, index: Index) -> FileSource:
     """Store an index and map it from there; a few older ones stay, for processes that still use them."""
     stored_at = shelf / index.fingerprint
-    write_arrays(
-        stored_at,
-        {
-            "paths": index.paths.text,
-            "path_offsets": index.paths.offsets,
-            "labels": np.empty(0, np.int64) if index.labels is None else index.labels,
-            "folders": index.folders.text,
-            "folder_offsets": index.folders.offsets,
-            "mtimes": index.mtimes,
-        },
-        {
-            "classes": json.dumps(index.classes),
-            "notes": json.dumps(index.notes),
-            "fingerprint": index.fingerprint,
-        },
-    )
+    arrays = {
+        "paths": index.paths.text,
+        "path_offsets": index.paths.offsets,
+        "labels": np.empty(0, np.int64) if index.labels is None else index.labels,
+        "folders": index.folders.text,
+        "folder_offsets": index.folders.offsets,
+        "mtimes": index.mtimes,
+    }
+    texts = {
+        "classes": json.dumps(index.classes),
+        "notes": json.dumps(index.notes),
+        "fingerprint": index.fingerprint,
+    }
+    try:
+        write_arrays(stored_at, arrays, texts)
+    except RunError as error:  # a full cache costs the next run some time, and this one nothing
+        say_once(f"{error}; the images are listed again next time")
+        return FileSource(root, None, index)
     for old in _newest_first(shelf)[_KEPT_INDEXES:]:
         old.unlink(missing_ok=True)
     return FileSource(root, stored_at, _load(stored_at, check=False) or index)

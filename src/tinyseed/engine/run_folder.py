@@ -10,7 +10,7 @@ from typing import Any
 
 from tinyseed.data.loader import BadRecord
 from tinyseed.errors import InputError, RunError, argument, first_line
-from tinyseed.files import append_line, is_unfinished, write_text
+from tinyseed.files import append_line, is_unfinished, json_text, write_text
 from tinyseed.locks import LOCK
 from tinyseed.methods.catalog import spec_of
 from tinyseed.settings.base import aliases
@@ -41,7 +41,7 @@ class RunFolder:
         Raises:
             RunError: it could not be written, or the folder is not there any more.
         """
-        append_line(self.metrics, json.dumps(finite(metrics)))
+        append_line(self.metrics, json_text(metrics))
 
     def logged(self) -> Iterator[Metrics]:
         """The lines of metrics.jsonl; an unfinished last line is left out."""
@@ -109,8 +109,7 @@ class Quarantine:
             if record.name in self.known:
                 continue
             self.known.add(record.name)
-            content = {"index": record.index, "name": record.name, "reason": record.reason}
-            line = json.dumps(content, ensure_ascii=False)
+            line = json_text({"index": record.index, "name": record.name, "reason": record.reason})
             if self._waiting is None:
                 append_line(self.path, line)
             else:

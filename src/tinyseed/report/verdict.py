@@ -131,6 +131,10 @@ def _mean(steps: tuple[Record, ...], name: str) -> float | None:
     return mean(values[1:] or values)
 
 
+def _few(found: Outcome) -> bool:
+    return found.held_out is not None and found.held_out < FEWEST_HELD_OUT
+
+
 def collapsed(found: Outcome) -> bool:
     """Whether the features point into nearly one direction."""
     if found.rank is None:
@@ -229,6 +233,11 @@ def warnings(files: RunFiles, found: Outcome) -> Iterator[str]:
         yield (
             f"The effective rank of the features is {found.rank:.1f}{teacher}: the model has collapsed. "
             f"{references_as(hint, flag)} may help; do not use this model."
+        )
+    if found.rank_teacher is not None and found.rank_teacher < FEWEST_DIRECTIONS and not _few(found):
+        yield (
+            f"The teacher gives nearly the same features for every held-out image (effective rank "
+            f"{found.rank_teacher:.1f}): are its weights trained, and do these images differ?"
         )
     if found.knn is not None and found.knn_before is not None and found.knn < found.knn_before:
         asked = "Is the teacher good on these images? " if found.name == "The student" else ""
