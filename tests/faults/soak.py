@@ -33,6 +33,7 @@ from safetensors import safe_open
 
 import tinyseed
 from tinyseed import cli
+from tinyseed.signals import signals_held
 from tinyseed.torchvision_ops import ensure_torchvision
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -227,7 +228,12 @@ def told(call: Callable[[], object]) -> str:
 
 def start(arguments: Sequence[str], cache: Path, log: Path) -> int:
     """Run a command in a fork that leads a group of its own; returns its process number."""
-    process = os.fork()
+    with signals_held():
+        process = os.fork()
+        if process == 0:
+            signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            )  # until the command handles it, as for one that just starts
     if process:
         return process
     code = 70
