@@ -1,6 +1,6 @@
 """Kill tinyseed at random instants, run the same command again, and compare with the unbroken result bit for bit.
 
-    python tests/faults/soak.py                       every command, 25 kills each (`make soak`)
+    python tests/faults/soak.py                       every command, 30 trials each (`make soak`)
     python tests/faults/soak.py --kills 2 distill knn
 
 Each trial is a fork of a process that has imported everything. Most are killed by SIGKILL, every fourth one is asked to
@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Kill tinyseed at random instants and compare with unbroken runs."
     )
-    parser.add_argument("--kills", type=int, default=25, help="trials per command")
+    parser.add_argument("--kills", type=int, default=30, help="trials per command")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("commands", nargs="*", help="by default all")
     options = parser.parse_args()
