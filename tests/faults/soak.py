@@ -1,6 +1,6 @@
 """Kill tinyseed at random instants, run the same command again, and compare with the unbroken result bit for bit.
 
-    python tests/faults/soak.py                       every command, 25 kills each (`make soak`)
+    python tests/faults/soak.py                       every command, 30 trials each (`make soak`)
     python tests/faults/soak.py --kills 2 distill knn
 
 Each trial is a fork of a process that has imported everything. Most are killed by SIGKILL, every fourth one is asked to
@@ -33,6 +33,7 @@ from safetensors import safe_open
 
 import tinyseed
 from tinyseed import cli
+from tinyseed.signals import signals_held
 from tinyseed.torchvision_ops import ensure_torchvision
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -63,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Kill tinyseed at random instants and compare with unbroken runs."
     )
-    parser.add_argument("--kills", type=int, default=25, help="trials per command")
+    parser.add_argument("--kills", type=int, default=30, help="trials per command")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("commands", nargs="*", help="by default all")
     options = parser.parse_args()
@@ -227,7 +228,12 @@ def told(call: Callable[[], object]) -> str:
 
 def start(arguments: Sequence[str], cache: Path, log: Path) -> int:
     """Run a command in a fork that leads a group of its own; returns its process number."""
-    process = os.fork()
+    with signals_held():
+        process = os.fork()
+        if process == 0:
+            signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            )  # until the command handles it, as for one that just starts
     if process:
         return process
     code = 70

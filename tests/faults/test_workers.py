@@ -15,8 +15,15 @@ import numpy as np
 import pytest
 import torch
 
+import tinyseed
 from tinyseed.data.augmentation import View, ViewSettings
-from tinyseed.data.loader import Plan, TrainingViews, evaluation_batches, training_batches
+from tinyseed.data.loader import (
+    Plan,
+    TrainingViews,
+    _EvaluationViews,
+    evaluation_batches,
+    training_batches,
+)
 from tinyseed.data.workers import in_processes, in_worker
 from tinyseed.errors import InputError, RunError
 from tinyseed.signals import STOPPING
@@ -263,3 +270,20 @@ def test_a_lack_of_memory_while_decoding_is_no_damage(photos, monkeypatch):
     for loaded in batches(Failing(image, MemoryError()), 0):
         with closing(loaded), pytest.raises(RunError, match="not enough memory"):
             next(loaded)
+
+
+def deadly(self, indices):
+    if in_worker():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("evaluation", ["knn", "linear", "semi", "transfer"])
+def test_a_worker_that_dies_in_an_evaluation_is_not_taken_for_unreadable_images(
+    photos, tmp_path, monkeypatch, evaluation
+):
+    monkeypatch.setenv("TINYSEED_CACHE", str(tmp_path))
+    monkeypatch.setattr(_EvaluationViews, "batch", deadly)
+    data = {"train_data": photos, "test_data": photos, "image_size": 32, "workers": 1}
+    short = {"semi": {"fraction": (1.0,), "epochs": 1}, "transfer": {"epochs": 1}}.get(evaluation, {})
+    with pytest.raises(RunError, match="a decoding process was ended by SIGKILL"):
+        tinyseed.evaluate(evaluation, model="random:test_resnet", **data, **short)

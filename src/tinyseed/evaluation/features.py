@@ -38,6 +38,10 @@ HALF_ABOVE = 1 << 30
 Module = TypeVar("Module", bound=nn.Module)
 
 
+class NothingReadError(RunError):
+    """Not one of the images could be read."""
+
+
 @runtime_checkable
 class Batch(Protocol):
     """Images and their positions in the source; those that could not be read are absent."""
@@ -115,7 +119,7 @@ def embed(
         labels: of the whole source, -1 where unknown; None: all are unknown.
 
     Raises:
-        RunError: there was not a single readable image.
+        NothingReadError: there was not a single readable image.
     """
     where = on or device()
     rows, indices = [], []
@@ -128,7 +132,7 @@ def embed(
             rows.append(features(images).float().cpu())
         indices.append(batch.indices)
     if not rows:
-        raise RunError("no image could be read, so there is nothing to evaluate")
+        raise NothingReadError("no image could be read, so there is nothing to evaluate")
     positions = torch.cat(indices)
     known = torch.full_like(positions, -1) if labels is None else torch.from_numpy(labels[positions.numpy()])
     return FeatureBank(torch.cat(rows), positions, known)
@@ -307,7 +311,7 @@ def _keys(
 def _embed_piece(encoder: Encoder, batches: Iterator[EvaluationBatch], dtype: torch.dtype) -> FeatureBank:
     try:
         bank = embed(encoder.features, batches, encoder.input)
-    except RunError:  # not one readable image in this piece; whether in all is seen at the end
+    except NothingReadError:  # not one readable image in this piece; whether in all is seen at the end
         nothing = torch.empty(0, dtype=torch.int64)
         return FeatureBank(torch.empty(0, encoder.width, dtype=dtype), nothing, nothing)
     rows = bank.features.to(dtype)
