@@ -22,7 +22,7 @@ from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder, Projector, is_kind
 from tinyseed.models.libraries import create_on_meta
 from tinyseed.models.names import PACKAGES, find_model, is_model_name
-from tinyseed.settings.base import IMAGE_SIDES
+from tinyseed.settings.base import IMAGE_SIDES, WIDTHS
 
 MODEL_FILES = ("student.safetensors", "encoder.safetensors")
 PROJECTOR_FILE = "projector.safetensors"
@@ -210,8 +210,9 @@ def _load_projector(file: Path, width: int) -> Projector:
         raise InputError(file, "is not a projector that tinyseed wrote") from error
     if given != width or not is_kind(kind):
         raise InputError(file, f"takes {given} features ({kind}), the backbone beside it gives {width}")
-    if min(dim, hidden) < 1:
-        raise InputError(file, f"has a width of {min(dim, hidden)}, which tinyseed does not write")
+    for size in (dim, hidden):
+        if size not in WIDTHS:
+            raise InputError(file, f"has a width of {size}, which tinyseed does not write")
     with torch.device("meta"):  # its metadata may ask for any size
         empty = Projector(kind, width, dim, hidden)
     refuse_misfits(empty.state_dict(), state, name=f"the {kind} projector", source=file)
