@@ -222,6 +222,14 @@ def test_a_part_is_chosen_by_its_prefix(saved, resnet):
     assert "it has encoder_k, encoder_q, queue" in message
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(saved, resnet, value):
+    for name in ("layer2.0.conv1.weight", "bn1.running_var"):
+        broken = resnet[name].clone()
+        broken.view(-1)[3] = value
+        assert name in refused(saved(resnet | {name: broken}))
+
+
 def test_an_unknown_file_names_the_part_that_is_a_network(saved, resnet):
     path = saved(under("online.", resnet) | under("decoder.", {"0.weight": torch.ones(3, 3)}))
     assert "give `teacher_prefix` online" in refused(path)

@@ -14,8 +14,8 @@ from tinyseed.errors import InputError
 class Range:
     """The numbers that a setting may have.
 
-    >>> str(Range(0, 1)), str(Range(0, above=True))
-    ('from 0 to 1', 'above 0')
+    >>> str(Range(0, 1)), str(Range(0, above=True)), str(Range(0, 1, above=True))
+    ('from 0 to 1', 'above 0', 'above 0 to 1')
     """
 
     low: float
@@ -28,7 +28,7 @@ class Range:
     def __str__(self) -> str:
         if math.isinf(self.high):
             return f"{'above' if self.above else 'of at least'} {self.low:g}"
-        return f"from {self.low:g} to {self.high:g}"
+        return f"{'above' if self.above else 'from'} {self.low:g} to {self.high:g}"
 
 
 IMAGE_SIDES = Range(8, 4096)
