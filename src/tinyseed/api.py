@@ -19,7 +19,7 @@ from tinyseed.evaluations import find_evaluation
 from tinyseed.methods.catalog import find_method, pretrain_methods
 from tinyseed.methods.seed import SEED
 from tinyseed.models.encoder import Encoder
-from tinyseed.models.spec import Output
+from tinyseed.models.spec import ModelSpec, Output
 from tinyseed.models.teacher import Teacher
 from tinyseed.recipes import settings_of
 from tinyseed.settings.base import aliases
@@ -219,7 +219,7 @@ def export_detectron2(model: str | Path, path: str | Path) -> Path:
         InputError: no such model, another network, or a path that does not end in .pkl.
     """
     with argument("model"):
-        encoder = models.load_model(model)
+        encoder = models.load_model(ModelSpec(model, output="backbone"))
     with argument("export_detectron2"):
         return write_detectron2(encoder, path)
 

@@ -190,9 +190,16 @@ def test_several_layers_in_place_of_a_classifier_are_asked_about(saved, resnet):
         assert (described.head, described.dim, described.used["head"]) == ("mlp", 10, 4)
         described = describe_model(path, output="backbone")
         assert (described.head, described.unused) == ("none", {"classifier": 4})
-    # One layer is a classifier.
-    single = {"fc.weight": torch.ones(10, 512), "fc.bias": torch.ones(10)}
-    assert describe_model(saved(resnet | single)).unused == {"classifier": 2}
+    # One layer is a classifier, also behind dropout.
+    for place in ("fc", "fc.1"):
+        single = {f"{place}.weight": torch.ones(10, 512), f"{place}.bias": torch.ones(10)}
+        assert describe_model(saved(resnet | single)).unused == {"classifier": 2}
+
+
+def test_a_file_that_holds_itself_or_the_same_twice_has_one_network(saved, resnet):
+    content = {"state_dict": resnet, "again": resnet, "epoch": 2}
+    content["self"] = content
+    assert describe_model(saved(content)).architecture == "torchvision/resnet18"
 
 
 def test_a_part_is_chosen_by_its_prefix(saved, resnet):
@@ -213,6 +220,14 @@ def test_a_part_is_chosen_by_its_prefix(saved, resnet):
     message = refused(path, prefix="encoder")
     assert message.startswith("teacher_prefix=encoder: ")
     assert "it has encoder_k, encoder_q, queue" in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(saved, resnet, value):
+    for name in ("layer2.0.conv1.weight", "bn1.running_var"):
+        broken = resnet[name].clone()
+        broken.view(-1)[3] = value
+        assert name in refused(saved(resnet | {name: broken}))
 
 
 def test_an_unknown_file_names_the_part_that_is_a_network(saved, resnet):

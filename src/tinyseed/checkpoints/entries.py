@@ -20,6 +20,7 @@ _TRAINING = re.compile(
 _PARALLEL = ("module.", "_orig_mod.")
 """Prefixes of torch's wrappers: DistributedDataParallel and AveragedModel, torch.compile."""
 _DEEPEST = 12
+"""Number of mappings in one another that are looked into."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def sort_entries(content: object, path: Path) -> Entries:
         raise InputError(path, _no_network(content))
     unused: Counter[str] = Counter()
     found: dict[str, StateDict] = {}
-    _sort(content, "", found, unused)
+    _sort(content, "", found, unused, set())
     if not found:
         raise InputError(path, _no_network(content))
     networks, parallel = {}, {}
@@ -70,17 +71,20 @@ def sort_entries(content: object, path: Path) -> Entries:
 
 
 def _sort(
-    node: Mapping[object, object], key: str, found: dict[str, StateDict], unused: Counter[str], depth: int = 0
+    node: Mapping[object, object], key: str, found: dict[str, StateDict], unused: Counter[str], seen: set[int]
 ) -> None:
-    """Sort one mapping of a file, and those in it; a pickle may hold itself, so not without end."""
+    """Sort one mapping of a file, and those in it; a pickle may hold itself, or the same twice."""
     nested = len(found)
+    seen.add(id(node))
     tensors = {str(name): value for name, value in node.items() if isinstance(value, Tensor)}
     for name, value in node.items():
         if isinstance(value, Tensor):
             continue
         group = str(name) if not key else f"{key}.{name}"
-        if isinstance(value, Mapping) and depth < _DEEPEST and not _TRAINING.match(str(name)):
-            _sort(value, group, found, unused, depth + 1)
+        if id(value) in seen:
+            continue
+        if isinstance(value, Mapping) and group.count(".") < _DEEPEST and not _TRAINING.match(str(name)):
+            _sort(value, group, found, unused, seen)
         elif count := _count_tensors(value):
             unused["optimizer" if str(name).startswith("optim") else group] += count
     # Numbers such as `best_acc1`, `n_averaged` or CLIP's `logit_scale` are no network's. Nor is a tensor beside one.

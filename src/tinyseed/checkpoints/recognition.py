@@ -192,7 +192,8 @@ def _in_place_of_classifier(state: StateDict, architecture: Architecture) -> Sta
         inside = {
             n.removeprefix(f"{place}."): value for n, value in state.items() if n.startswith(f"{place}.")
         }
-        if not inside.keys() <= {"weight", "bias"}:
+        # One layer may have a position of its own, as in Sequential(Dropout, Linear).
+        if len({name.rpartition(".")[0] for name in inside}) > 1:
             found |= inside
     return found
 

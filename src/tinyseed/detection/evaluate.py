@@ -77,7 +77,7 @@ def subjects(settings: DetectSettings) -> tuple[Subject, ...]:
         InputError: there is no such model, or it has no feature maps to build a detector on.
     """
     with argument("model"):
-        model = loading.load_model(specs.ModelSpec(settings.model, seed=settings.seed))
+        model = loading.load_model(specs.ModelSpec(settings.model, output="backbone", seed=settings.seed))
         levels.feature_levels(model.backbone, norm=settings.norm)
     found = [Subject("model", settings.model, model)]
     with argument("compare"):
@@ -85,7 +85,7 @@ def subjects(settings: DetectSettings) -> tuple[Subject, ...]:
             if name == RANDOM_INIT:
                 encoder = loading.random_init(model, settings.seed)
             else:
-                encoder = loading.load_model(specs.ModelSpec(name, seed=settings.seed))
+                encoder = loading.load_model(specs.ModelSpec(name, output="backbone", seed=settings.seed))
             levels.feature_levels(encoder.backbone, norm=settings.norm)
             found.append(Subject("compare", name, encoder))
     return tuple(found)

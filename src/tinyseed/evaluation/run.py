@@ -146,6 +146,5 @@ def open_model(
         InputError: there is no such model, it has no head, or it cannot take images of this size.
     """
     size = None if image_size == "auto" else image_size
-    wanted = "head" if output == "head" else "auto"
-    encoder = load_model(ModelSpec(spec, output=wanted, image_size=size, round_size=round_size, **fields))
+    encoder = load_model(ModelSpec(spec, output=output, image_size=size, round_size=round_size, **fields))
     return embedding_as_features(encoder) if output == "head" else encoder
