@@ -20,7 +20,7 @@ from tinyseed.detection.annotations import (
 from tinyseed.detection.fields import BadField, Fields, inner_path, is_file, is_folder
 from tinyseed.errors import InputError, first_line
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 """Of images, in lower or upper case; where one name has several images, the first counts."""
 
 _COLUMN = re.compile(r"\s+-?\d+$")
