@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tinyseed.detection.batches import Views, prefetched, training_batch
+from tinyseed.data.decode import BadImage
+from tinyseed.detection.batches import Views, load, prefetched, training_batch
 from tinyseed.detection.coco import read_coco
 from tinyseed.detection.voc import read_voc
 from tinyseed.errors import RunError
@@ -72,6 +73,11 @@ def test_an_unreadable_image_gives_its_place_to_the_next(squares_voc, tmp_path):
     torch.testing.assert_close(found[:, 1::2], wanted[:, 1::2])
     with pytest.raises(RunError, match="in a row cannot be read"):
         training_batch([images[3]], 0, views)
+    gone = replace(images[3], path=tmp_path / "gone.jpg")
+    with pytest.raises(BadImage, match="No such file"):
+        load(gone, 32)
+    with pytest.raises(BadImage, match="its size is another than when the annotations were read"):
+        load(replace(images[4], width=images[4].height, height=images[4].width), 32)
 
 
 def test_images_with_only_crowds_are_not_trained_on(squares_voc):

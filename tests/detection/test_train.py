@@ -13,6 +13,7 @@ from tinyseed.detection.train import Plan, schedule_steps, train
 from tinyseed.detection.voc import read_voc
 from tinyseed.errors import InputError, RunError
 from tinyseed.evaluation.base import Interrupted
+from tinyseed.files import read_checkpoint, write_checkpoint
 from tinyseed.models.spec import ModelSpec
 from tinyseed.progress import Progress
 
@@ -71,6 +72,11 @@ def test_checkpoints_of_others_and_broken_ones_are_refused(images, tmp_path):
     (tmp_path / "other.ckpt").write_bytes((tmp_path / "d.ckpt").read_bytes())
     with pytest.raises(InputError, match="the checkpoint of another training; delete it"):
         fit(detector(), images, tmp_path, name="other")
+    content = read_checkpoint(tmp_path / "d.ckpt")
+    for odd in ({"detector": {}}, {"optimizer": None}, {"losses": 5}, {"losses": ["a"]}, {"seconds": None}):
+        write_checkpoint(tmp_path / "d.ckpt", content | odd)
+        with pytest.raises(InputError, match=r"d.ckpt: a damaged checkpoint \(.*\); delete it"):
+            fit(detector(), images, tmp_path)
     (tmp_path / "d.ckpt").write_bytes(b"x" * 100)
     with pytest.raises(InputError, match=r"cannot be read as a checkpoint .*; delete it"):
         fit(detector(), images, tmp_path)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tinyseed.data.metadata import turn_of
 from tinyseed.data.split import sample
 from tinyseed.detection.fields import BadField, is_file
 from tinyseed.errors import InputError
@@ -25,7 +26,12 @@ Rle = dict[str, Any]
 _TOLERANCE = 1.0  # the tools of VOC and COCO place borders up to a pixel outside the image
 _SMALLEST = 0.1  # shorter sides, in pixels, can vanish in float32 once the image is resized
 
-_ORIENTATION = 0x0112
+_SIDEWAYS = (
+    Image.Transpose.ROTATE_90,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.TRANSVERSE,
+)
 
 
 @dataclass(frozen=True)
@@ -206,17 +212,6 @@ def _upright_size(path: Path) -> tuple[int, int] | None:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             width, height = image.size
-            return (height, width) if _on_its_side(image.info.get("exif")) else (width, height)
+            return (height, width) if turn_of(image.info) in _SIDEWAYS else (width, height)
     except Exception:  # noqa: BLE001  (a broken header can raise nearly anything)
         return None
-
-
-def _on_its_side(given: object) -> bool:
-    exif = Image.Exif()
-    if not isinstance(given, bytes):
-        return False
-    try:
-        exif.load(given)
-        return exif.get(_ORIENTATION) in (5, 6, 7, 8)
-    except Exception:  # noqa: BLE001  (a broken EXIF, too)
-        return False

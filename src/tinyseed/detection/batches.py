@@ -17,9 +17,10 @@ from torch import Tensor
 
 from tinyseed.data.addressed import permutation, uniforms
 from tinyseed.data.decode import BadImage, decode
-from tinyseed.detection.annotations import AnnotatedImage, Instance
+from tinyseed.data.reading import read_file
+from tinyseed.detection.annotations import AnnotatedImage, Instance, Rle
 from tinyseed.detection.masks import decompress
-from tinyseed.errors import RunError
+from tinyseed.errors import RunError, first_line
 
 Target = dict[str, Tensor]
 """What torchvision's detectors take: boxes float32 [n, 4], labels int64 [n] from 1 on, masks uint8 [n, h, w]."""
@@ -131,20 +132,30 @@ def load(annotated: AnnotatedImage, short: int) -> Float[Tensor, "3 h w"]:
     """An image resized to a short side in pixels, in [0, 1].
 
     Raises:
-        BadImage: it cannot be read, or its EXIF rotates it, which its boxes do not take into account.
+        BadImage: it cannot be read, or has another size than its annotations were read for.
+        RunError: the process or the system lacks resources to read it.
     """
-    image = decode(annotated.path.read_bytes())
+    try:
+        image = decode(read_file(annotated.path))
+    except OSError as error:
+        raise BadImage(first_line(error)) from error
     if image.size != (annotated.width, annotated.height):
-        raise BadImage("its EXIF rotates it, but not its boxes")
+        raise BadImage("its size is another than when the annotations were read")
     pixels = np.array(image.resize(resized(*image.size, short), Image.Resampling.BILINEAR))
     return torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255)
 
 
 def _masks(instances: Sequence[Instance], size: tuple[int, int]) -> UInt8[Tensor, "n h w"]:
-    rasters = [decompress(instance.mask) for instance in instances if instance.mask is not None]
-    assert len(rasters) == len(instances), "masks are read with the annotations, or not asked for"
-    stacked = torch.from_numpy(np.stack(rasters))[:, None].float()
-    return torch.nn.functional.interpolate(stacked, size=size, mode="nearest-exact")[:, 0].byte()
+    masks = [instance.mask for instance in instances if instance.mask is not None]
+    assert len(masks) == len(instances), "masks are read with the annotations, or not asked for"
+    return torch.stack(
+        [_mask(mask, size) for mask in masks]
+    )  # one by one: photos can be large, and masks many
+
+
+def _mask(mask: Rle, size: tuple[int, int]) -> UInt8[Tensor, "h w"]:
+    raster = torch.from_numpy(decompress(mask))[None, None].float()
+    return torch.nn.functional.interpolate(raster, size=size, mode="nearest-exact")[0, 0].byte()
 
 
 def prefetched(steps: range, images: Sequence[AnnotatedImage], views: Views, workers: int) -> Iterator[Batch]:

@@ -17,7 +17,7 @@ from tinyseed.detection.annotations import (
     limited,
     sized_images,
 )
-from tinyseed.detection.fields import BadField, Fields, is_file
+from tinyseed.detection.fields import BadField, Fields, is_file, is_folder
 from tinyseed.detection.masks import compress
 from tinyseed.errors import InputError, first_line
 
@@ -137,7 +137,7 @@ def _area(fields: Fields, box: Box, size: tuple[int, int], issues: Issues, where
 
 def _annotation_file(root: Path, split: str) -> Path:
     folder = root / "annotations"
-    if not root.is_dir():
+    if not is_folder(root):
         raise InputError(root, "no such folder")
     candidates = (
         folder / f"instances_{split}.json",
@@ -149,11 +149,11 @@ def _annotation_file(root: Path, split: str) -> Path:
             return file
     splits = [file.stem.removeprefix("instances_") for file in folder.glob("instances_*.json")]
     splits += [file.parent.name for file in root.glob(f"*/{_ROBOFLOW}")]
-    if not splits and not folder.is_dir():
+    if not splits and not is_folder(folder):
         raise InputError(root, "has no annotations folder; is it in COCO's layout?")
     have = f"choose from {', '.join(sorted(splits)[:8])}" if splits else "it has no instances_*.json"
     raise InputError(
-        split, f"no such split in {folder if folder.is_dir() else root}; {have}", argument="split"
+        split, f"no such split in {folder if is_folder(folder) else root}; {have}", argument="split"
     )
 
 

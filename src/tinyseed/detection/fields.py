@@ -164,6 +164,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder, likewise."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def _number(given: object) -> float | None:
     if isinstance(given, bool) or not isinstance(given, int | float | str):
         return None

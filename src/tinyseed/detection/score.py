@@ -23,7 +23,8 @@ from tinyseed.progress import Progress
 Detection = dict[str, Any]
 """An entry of COCO's results format: image_id, category_id (from 1 on), bbox [x, y, w, h], score, segmentation."""
 
-_MASKS_AT_ONCE = 16
+_PIXELS_AT_ONCE = 2**26
+"""Of the masks that are pasted into their image together: 256 MB."""
 
 
 @torch.no_grad()
@@ -81,7 +82,8 @@ def _encode(masks: Tensor, boxes: Tensor, image: AnnotatedImage) -> list[Any]:
     from torchvision.models.detection.roi_heads import paste_masks_in_image
 
     encoded: list[Any] = []
-    for part, places in zip(masks.split(_MASKS_AT_ONCE), boxes.split(_MASKS_AT_ONCE), strict=True):
+    at_once = max(1, min(16, _PIXELS_AT_ONCE // (image.width * image.height)))
+    for part, places in zip(masks.split(at_once), boxes.split(at_once), strict=True):
         if len(part):
             pasted = paste_masks_in_image(part, places, (image.height, image.width))[:, 0] > 0.5
             columns = np.asfortranarray(pasted.permute(1, 2, 0).numpy().astype(np.uint8))

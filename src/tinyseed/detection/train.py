@@ -14,7 +14,7 @@ from tinyseed.data.addressed import uniforms
 from tinyseed.detection.annotations import AnnotatedImage
 from tinyseed.detection.batches import Batch, Views, prefetched
 from tinyseed.engine.schedule import detector_rate
-from tinyseed.errors import InputError, RunError
+from tinyseed.errors import InputError, RunError, first_line
 from tinyseed.evaluation.base import Interrupted
 from tinyseed.files import read_checkpoint, write_checkpoint
 from tinyseed.progress import Progress, duration
@@ -184,6 +184,9 @@ def _resume(path: Path, trainee: _Trainee) -> tuple[list[float], float]:
         raise InputError(path, f"{error.remedy}; {remedy}") from error
     if content.get("name") != path.stem:
         raise InputError(path, f"the checkpoint of another training; {remedy}")
-    trainee.detector.load_state_dict(content["detector"])
-    trainee.optimizer.load_state_dict(content["optimizer"])
-    return list(content["losses"]), float(content["seconds"])
+    try:
+        trainee.detector.load_state_dict(content["detector"])
+        trainee.optimizer.load_state_dict(content["optimizer"])
+        return list(map(float, content["losses"])), float(content["seconds"])
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(path, f"a damaged checkpoint ({first_line(error)}); {remedy}") from error

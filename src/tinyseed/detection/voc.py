@@ -17,10 +17,10 @@ from tinyseed.detection.annotations import (
     limited,
     sized_images,
 )
-from tinyseed.detection.fields import BadField, Fields, inner_path, is_file
+from tinyseed.detection.fields import BadField, Fields, inner_path, is_file, is_folder
 from tinyseed.errors import InputError, first_line
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 """Of images, in lower or upper case; where one name has several images, the first counts."""
 
 _COLUMN = re.compile(r"\s+-?\d+$")
@@ -128,10 +128,13 @@ def _roots(folders: Sequence[str], split: str) -> list[Path]:
 
 def _voc_folders(folder: Path) -> list[Path]:
     """The folder itself or its sub-folders, whichever are in VOC's layout."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise InputError(folder, "no such folder")
-    inside = [folder, *sorted(child for child in folder.iterdir() if child.is_dir())]
-    found = [root for root in inside if (root / "Annotations").is_dir()]
+    try:
+        inside = [folder, *sorted(child for child in folder.iterdir() if is_folder(child))]
+    except OSError as error:
+        raise InputError(folder, f"cannot be listed ({first_line(error)}); change its permissions") from error
+    found = [root for root in inside if is_folder(root / "Annotations")]
     if not found:
         remedy = "has no Annotations folder, and none of its sub-folders has one; is it in VOC's layout?"
         raise InputError(folder, remedy)
