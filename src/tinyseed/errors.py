@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from tinyseed.text import one_line
+from tinyseed.text import one_line, public
 
 MISSING = "missing"
 """The value of an argument that was not given."""
@@ -33,6 +33,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, value: object, remedy: str, *, argument: str | None = None) -> None:
+        value = public(value) if isinstance(value, str) else value
         super().__init__(value, remedy)
         self.value = value
         self.remedy = remedy

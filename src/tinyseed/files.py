@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from tinyseed.errors import InputError, RunError, first_line
 from tinyseed.finite import first_non_finite
-from tinyseed.text import visible, without_secrets
+from tinyseed.text import public, visible
 
 _UNFINISHED = ".unfinished"
 
@@ -137,7 +137,7 @@ def json_text(content: object, indent: int | None = None) -> str:
 def _plain(content: object) -> object:
     match content:
         case str():
-            return without_secrets(content)
+            return public(content)
         case float() if not math.isfinite(content):
             return None
         case Mapping():

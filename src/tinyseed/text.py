@@ -18,7 +18,7 @@ LONGEST_WORD = 400
 LONGEST_MESSAGE = 4000
 """Characters of a message."""
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s\"'<>`]+", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s\"'<>`]*[^\s\"'<>`.,:;)\]}…]", re.IGNORECASE)
 _WHOLE_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _PUBLIC = re.compile(
     r"(id|file(name)?|name|path|dl|download|raw|export|confirm|format|rev(ision)?|ref|v|version|alt|resourcekey)",
@@ -35,19 +35,21 @@ _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 def without_secrets(text: str) -> str:
     """A text whose URLs have no user, password, signature or token any more.
 
-    A text that begins as a URL is one as a whole. The scheme, host, path and those parameters stay that say which file
-    is meant.
+    The scheme, host, path and those parameters stay that say which file is meant.
 
-    >>> without_secrets("https://me:secret@host/a.pth?X-Amz-Signature=5f&id=7")
-    'https://host/a.pth?X-Amz-Signature=…&id=7'
-    >>> without_secrets("cannot reach s3://key:secret@bucket/a.pth (denied)")
-    'cannot reach s3://bucket/a.pth (denied)'
+    >>> without_secrets("cannot reach https://me:secret@host/a.pth?X-Amz-Signature=5f&id=7, try again")
+    'cannot reach https://host/a.pth?X-Amz-Signature=…&id=7, try again'
     """
-    if "://" not in text:
-        return text
-    if _WHOLE_URL.match(text):
-        return _public_url(text)
-    return _URL.sub(lambda found: _public_url(found[0]), text)
+    return _URL.sub(lambda found: _public_url(found[0]), text) if "://" in text else text
+
+
+def public(value: str) -> str:
+    """A value without secrets; one that begins as a URL is one as a whole.
+
+    >>> public("s3://key:se cret@bucket/a.pth"), public("runs/a")
+    ('s3://bucket/a.pth', 'runs/a')
+    """
+    return _public_url(value) if _WHOLE_URL.match(value) else without_secrets(value)
 
 
 def _public_url(url: str) -> str:

@@ -20,6 +20,7 @@ from tinyseed.models.libraries import create, create_on_meta
 from tinyseed.models.names import find_model, is_model_name
 from tinyseed.models.spec import RANDOM, ModelSpec
 from tinyseed.models.teacher import Teacher
+from tinyseed.text import public
 
 BUNDLED = {"tinyseed/clothing-resnet18": CLOTHING_TEACHER}
 """Teachers that come with the package."""
@@ -47,7 +48,8 @@ def load_teacher(spec: ModelSpec | str | Path, **fields: Any) -> Teacher:  # noq
     spec = _as_spec(spec, **fields)
     seed = None if spec.seed is None else spec.seed ^ _TEACHER_STREAM
     encoder = load_model(replace(spec, seed=seed, round_size=True))
-    return Teacher(encoder, f"{spec.name}" + ("" if spec.weights is None else f", weights {spec.weights}"))
+    name, weights = (public(str(each)) for each in (spec.name, spec.weights))
+    return Teacher(encoder, name if spec.weights is None else f"{name}, weights {weights}")
 
 
 def load_model(spec: ModelSpec | str | Path) -> Encoder:
@@ -93,7 +95,7 @@ def describe_model(spec: ModelSpec | str | Path, **fields: Any) -> ModelDescript
     """
     spec = _as_spec(spec, **fields)
     described = _describe(spec)
-    return replace(described, spec=str(spec.name), input=spec.expected(described.input))
+    return replace(described, spec=public(str(spec.name)), input=spec.expected(described.input))
 
 
 def _describe(spec: ModelSpec) -> ModelDescription:

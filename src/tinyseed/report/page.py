@@ -16,7 +16,7 @@ from tinyseed.report.curves import Curves, curves
 from tinyseed.report.files import Record, RunFiles, read_run
 from tinyseed.report.style import MARK, STYLE
 from tinyseed.report.verdict import Outcome, outcome, verdict, warnings
-from tinyseed.text import in_html, without_secrets
+from tinyseed.text import in_html, public
 
 MOST_LISTED = 50
 """Number of unreadable images shown; quarantine.jsonl has all of them."""
@@ -77,7 +77,7 @@ def _title(config: Record, name: str) -> str:
 
 def _short(model: object) -> str:
     """A model's name, or the last two parts of its path."""
-    return "/".join(Path(without_secrets(str(model))).parts[-2:])
+    return "/".join(Path(public(str(model))).parts[-2:])
 
 
 def _header(title: str, files: RunFiles, found: Outcome, name: str) -> str:
