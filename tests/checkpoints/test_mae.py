@@ -3,6 +3,7 @@
 import argparse
 import math
 
+import pytest
 import torch
 
 BICUBIC = {
@@ -39,6 +40,7 @@ def decoder(depth=1, width=64):
     return state
 
 
+@pytest.mark.slow
 def test_the_file_of_pre_training(noise, vit_tensors, vit_tokens, published, refused):
     """models_mae.py and util/misc.py, a ViT-B/16; features are the class token, as in its linear probing."""
     encoder = vit_tensors(768, 12, 16, 224) | {"pos_embed": fixed_positions(768)}

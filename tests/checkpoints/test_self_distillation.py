@@ -51,7 +51,6 @@ def training_file(teacher, student, loss):
 SIZES = {
     # architecture: width, depth, heads, patch
     "vit_tiny_patch16_224": (192, 12, 3, 16),
-    "vit_small_patch16_224": (384, 12, 6, 16),
     "vit_small_patch8_224": (384, 12, 6, 8),
 }
 
@@ -112,6 +111,7 @@ def test_dino_s_resnet_with_its_head(resnet, settled, noise, published):
     )
 
 
+@pytest.mark.slow
 def test_dino_s_xcit(settled, noise, published, refused):
     """As torch.hub has it: facebookresearch/xcit's names, which timm's converter knows."""
     import timm
@@ -159,20 +159,14 @@ def test_ibot_s_training_checkpoint_gives_its_teacher(
     refused(file, network, "head.mlp.4.weight")
 
 
-@pytest.mark.parametrize(
-    ("registers", "name"),
-    [
-        pytest.param(0, "vit_small_patch14_dinov2", marks=pytest.mark.slow),
-        (4, "vit_small_patch14_reg4_dinov2"),
-    ],
-)
-def test_dinov2_s_backbone(registers, name, noise, vit_tensors, vit_tokens, published, refused):
+@pytest.mark.slow
+def test_dinov2_s_backbone_with_registers(noise, vit_tensors, vit_tokens, published, refused):
     """As torch.hub has it, at the 518 px that it was trained for last."""
-    state = vit_tensors(384, 12, 14, 518, registers=registers, scaled=True, mask="mask_token")
+    state = vit_tensors(384, 12, 14, 518, registers=4, scaled=True, mask="mask_token")
     images = noise(518)[1:]
     features = vit_tokens(state, images, 6)[:, 0]
     _, described = published(state, images, features, method="DINOv2", size=518, **BICUBIC)
-    assert described.architecture.partition(".")[0] == name
+    assert described.architecture.partition(".")[0] == "vit_small_patch14_reg4_dinov2"
     assert described.unused == {"mask_token": 1}
     refused(dict, state, "blocks.7.ls1.gamma")
 
@@ -232,12 +226,10 @@ def file_of(model, folder):
 SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [
-        ("Dinov2", "vit_small_patch14_dinov2"),
-        pytest.param("Dinov2WithRegisters", "vit_small_patch14_reg4_dinov2", marks=pytest.mark.slow),
-    ],
+    [("Dinov2", "vit_small_patch14_dinov2"), ("Dinov2WithRegisters", "vit_small_patch14_reg4_dinov2")],
 )
 def test_dinov2_in_transformers_names(kind, name, noise, published, refused, tmp_path):
     model = huggingface(kind, **SMALL, patch_size=14, image_size=518)

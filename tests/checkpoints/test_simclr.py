@@ -122,6 +122,7 @@ def separius():
     return resnet, head
 
 
+@pytest.mark.slow
 def test_official_weights_of_the_second_version_converted_by_separius(settled, noise, published, refused):
     resnet, head = map(settled, separius())
     with torch.no_grad():
