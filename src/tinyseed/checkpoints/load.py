@@ -8,6 +8,7 @@ from typing import Any
 from tinyseed.assets import CLOTHING_TEACHER
 from tinyseed.checkpoints.entries import read_weights
 from tinyseed.checkpoints.fit import fit_network
+from tinyseed.checkpoints.folders import library_folder, load_folder
 from tinyseed.checkpoints.huggingface import PREFIX, load_transformers
 from tinyseed.checkpoints.pretrained import build_pretrained
 from tinyseed.checkpoints.public import ModelDescription, describe, load_file, with_output
@@ -26,7 +27,7 @@ BUNDLED = {"tinyseed/clothing-resnet18": CLOTHING_TEACHER}
 """Teachers that come with the package."""
 
 _PATH = re.compile(
-    r"^[./~]|^(?!timm/|torchvision/|swav/|seed/|moco/|transformers:).*/|\.(safetensors|pth|pt|ckpt|tar|bin)$"
+    r"^[./~]|^(?!timm/|torchvision/|swav/|seed/|moco/|dinov3/|transformers:).*/|\.(safetensors|pth|pt|ckpt|tar|bin)$"
 )
 # Another stream than a student's of the same seed: a random teacher has to be another network.
 _TEACHER_STREAM = 0x7EAC4E5
@@ -163,6 +164,9 @@ def _open(path: Path, spec: ModelSpec) -> tuple[Encoder, ModelDescription]:
     """The encoder in a folder or file, and what that is."""
     if not path.exists():
         raise InputError(path, "no such file or folder (models are named as in timm, or torchvision/NAME)")
+    folder = None if path.is_dir() and model_file(path) is not None else library_folder(path)
+    if folder is not None:
+        return load_folder(folder, spec)
     if not (path.is_dir() or is_export(path)):
         return load_file(path, spec)
     if spec.arch is not None:

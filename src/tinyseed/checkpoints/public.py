@@ -4,6 +4,7 @@ recognition.py finds out what a file is. It is loaded whole or refused: each ten
 an encoder does not use.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -96,12 +97,10 @@ def load_file(path: Path, spec: ModelSpec) -> tuple[Encoder, ModelDescription]:
 def _counts(parts: Parts, wanted: int) -> dict[str, Mapping[str, int]]:
     """How many of a file's tensors are used, and how many are not, by group."""
     kept = len(without(parts.backbone, parts.architecture.classifiers))
-    unused = {
-        **parts.unused,
-        "classifier": len(parts.backbone) - kept,
-        # A mask token, or CLIP's text tower.
-        "parts that timm's converter leaves out": max(0, kept - wanted),
-    }
+    unused = Counter(parts.unused)
+    unused["classifier"] += len(parts.backbone) - kept
+    # A mask token, or CLIP's text tower.
+    unused["parts that timm's converter leaves out"] += max(0, kept - wanted)
     used = {"trunk": min(kept, wanted), "head": len(parts.head)}
     return {"used": used, "unused": {group: count for group, count in unused.items() if count}}
 

@@ -71,7 +71,7 @@ def take_apart(content: object, path: Path, spec: ModelSpec) -> Parts:
             return _of_format(twin, whole[1], entries, path, spec)
         entries = under(entries, spec.prefix, path)
     candidates = _candidates(entries, path)
-    found = _recognized(candidates)
+    found = _recognized(candidates, named=spec.arch is not None)
     return (
         _of_library(candidates, entries, path, spec)
         if found is None
@@ -79,9 +79,14 @@ def take_apart(content: object, path: Path, spec: ModelSpec) -> Parts:
     )
 
 
-def _recognized(candidates: list[Candidate]) -> tuple[Format, Candidate] | None:
-    """The first format that recognizes a candidate, and this with the names that the format's record is about."""
+def _recognized(candidates: list[Candidate], *, named: bool = False) -> tuple[Format, Candidate] | None:
+    """The first format that recognizes a candidate, and this with the names that the format's record is about.
+
+    Where the architecture is given by its name (`named`), formats that cannot be loaded are not asked.
+    """
     for each in FORMATS:
+        if each.unsupported and named:
+            continue
         for candidate in candidates:
             if each.recognizes(candidate):
                 state = candidate.state if each.convert is None else each.convert(candidate.state)
@@ -120,16 +125,19 @@ def _candidates(entries: Entries, path: Path, prefix: str | None = None) -> list
     Raises:
         InputError: there are several networks, no format knows them, and no prefix will choose.
     """
+    beside = frozenset(entries.unused)
     if len(entries.networks) > 1:
-        whole = Candidate(entries.flat())
+        whole = Candidate(entries.flat(), beside=beside)
         if prefix is not None or any(each.recognizes(whole) for each in FORMATS):
             return [whole]
     key, state = one_network(entries, path)
     parallel = entries.parallel.get(key, 0)
-    return [Candidate(part, key, parallel, prefix) for prefix, part in levels(state, path)]
+    return [Candidate(part, key, parallel, prefix, beside) for prefix, part in levels(state, path)]
 
 
 def _of_format(form: Format, candidate: Candidate, entries: Entries, path: Path, spec: ModelSpec) -> Parts:
+    if form.unsupported:
+        raise InputError(path, f"{form.unsupported}; nothing was loaded")
     unused, backbone, head, unknown = Counter(entries.unused), StateDict(), StateDict(), []
     for name, value in candidate.state.items():
         group = max((each for each in form.unused if name.startswith(each)), key=len, default=None)
@@ -145,21 +153,23 @@ def _of_format(form: Format, candidate: Candidate, entries: Entries, path: Path,
         why = f"holds tensors that no {form.name} checkpoint has, nothing was loaded: {shortened(unknown)}"
         remedy = f"choose the network by its name: give `prefix` {form.backbone.rstrip('.') or 'NAME'}"
         raise InputError(path, f"{why}; {remedy}")
-    own = Candidate(backbone)
-    if spec.arch is None:
-        if not own.architectures:
-            raise InputError(path, _fits_nothing([own]))
-        architecture = choose(
-            own.architectures, backbone, path, form.prefer, same_input=form.input is not None
-        )
-        tagged = f"{architecture.name}.{form.tag}"
-        if form.tag and is_model_name(tagged):
-            architecture = architecture._replace(name=tagged)
-    else:
-        architecture = _given(spec.arch)
+    architecture = _architecture(form, backbone, path) if spec.arch is None else _given(spec.arch)
     head = _numbered(head)
-    layers = _layers(head, form.activation, path)
+    layers = _layers(head, form, path)
     return Parts(form, architecture, backbone, head, layers, unused, entries.epochs)
+
+
+def _architecture(form: Format, backbone: StateDict, path: Path) -> Architecture:
+    """The network that a format's tensors are of, as its record decides between several."""
+    own = Candidate(backbone)
+    if not own.architectures:
+        raise InputError(path, _fits_nothing([own]))
+    if form.asks and not any(each.name.startswith(form.prefer) for each in own.architectures):
+        names = " or ".join(each.name for each in own.architectures)
+        raise InputError(path, f"{form.asks}; nothing was loaded: give `arch` {names}, whichever it is")
+    found = choose(own.architectures, backbone, path, form.prefer, same_input=form.input is not None)
+    tagged = f"{found.name}.{form.tag}"
+    return found._replace(name=tagged) if form.tag and is_model_name(tagged) else found
 
 
 def _of_library(candidates: list[Candidate], entries: Entries, path: Path, spec: ModelSpec) -> Parts:
@@ -181,7 +191,7 @@ def _of_library(candidates: list[Candidate], entries: Entries, path: Path, spec:
         head = {}
     if head:
         backbone = without(backbone, architecture.classifiers)
-    layers = _layers(head, STATE_DICT.activation, path)
+    layers = _layers(head, STATE_DICT, path)
     return Parts(STATE_DICT, architecture, backbone, head, layers, entries.unused, entries.epochs)
 
 
@@ -249,25 +259,28 @@ def _numbered(head: StateDict) -> StateDict:
     return head
 
 
-def _layers(head: StateDict, activation: str, path: Path) -> tuple[Layer, ...]:
+def _layers(head: StateDict, form: Format, path: Path) -> tuple[Layer, ...]:
     """The layers of a head: those with tensors as these show them, activations where positions have none."""
     parts: dict[int, dict[str, tuple[int, ...]]] = {}
     for name, value in head.items():
         found = _POSITION.fullmatch(name)
         if found is None:
             raise InputError(
-                path, f"its head is of no known kind, nothing was loaded: {name} of {', '.join(head)}"
+                path, f"its head has a tensor of no known layer, nothing was loaded: {form.head}{name}"
             )
         parts.setdefault(int(found[1]), {})[found[2]] = tuple(value.shape)
-    layers = []
-    for position in range(max(parts, default=-1) + 1):
-        here = parts.get(position)
-        if here is None:
-            layers.append(Layer("gelu" if activation == "gelu" else "relu"))
-        elif here.keys() & {"running_mean", "running_var"}:
-            layers.append(Layer("bn", plain=not here.keys() & {"weight", "bias"}))
-        else:
-            layers.append(
-                Layer("linear", (here.get("weight") or here.get("bias") or (1,))[0], "bias" not in here)
-            )
-    return tuple(layers)
+    layers = tuple(_layer(parts.get(position), form) for position in range(max(parts, default=-1) + 1))
+    kinds = " ".join(re.sub(r":\d+", "", str(layer)) for layer in layers)
+    if layers and not re.fullmatch(form.layers, kinds):
+        why = f"its head ({form.head}*) is not that of {form.name}, nothing was loaded: {kinds}"
+        raise InputError(path, f"{why}; some of its tensors are missing or too many: download the file again")
+    return layers
+
+
+def _layer(parts: Mapping[str, tuple[int, ...]] | None, form: Format) -> Layer:
+    """One layer by its tensors' names and shapes."""
+    if parts is None:
+        return Layer(form.activation)
+    if parts.keys() & {"running_mean", "running_var", "num_batches_tracked"}:
+        return Layer("bn", plain=not parts.keys() & {"weight", "bias"})
+    return Layer("linear", (parts.get("weight") or parts.get("bias") or (1,))[0], "bias" not in parts)

@@ -86,7 +86,7 @@ def _create(library: Library, name: str, size: int | None, channels: int) -> Lib
         match library:
             case "torchvision":
                 return create_torchvision(name, size)
-            case "swav" | "seed" | "moco":
+            case "swav" | "seed" | "moco" | "dinov3":
                 own = NETWORKS[library][name]
                 contract = replace(IMAGENET, multiple=own.patch)
                 if library == "swav":

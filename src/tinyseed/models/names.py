@@ -12,7 +12,7 @@ from tinyseed.errors import InputError
 from tinyseed.networks.catalog import NETWORKS
 from tinyseed.torchvision_ops import ensure_torchvision
 
-Library = Literal["timm", "torchvision", "swav", "seed", "moco", "transformers"]
+Library = Literal["timm", "torchvision", "swav", "seed", "moco", "dinov3", "transformers"]
 """Where a network is from; those of transformers cannot be students, so no name begins with it."""
 _LIBRARIES: dict[str, Library] = {library: library for library in get_args(Library)}
 
@@ -37,7 +37,7 @@ def find_model(name: str) -> tuple[Library, str]:
     suggested = (
         f"did you mean {' or '.join(close)}?"
         if close
-        else "give a model of timm's, or torchvision/NAME, swav/NAME, seed/NAME, moco/NAME"
+        else "give a model of timm's, or torchvision/NAME, swav/NAME, seed/NAME, moco/NAME, dinov3/NAME"
     )
     raise InputError(name, f"unknown model; {suggested}")
 
@@ -79,7 +79,7 @@ def import_timm() -> Any:  # noqa: ANN401  (a module)
 
 
 def other_names() -> list[str]:
-    """All models but timm's: `torchvision/…`, `swav/…`, `seed/…`, `moco/…`."""
+    """All models but timm's: `torchvision/…`, `swav/…`, `seed/…`, `moco/…`, `dinov3/…`."""
     libraries = {"torchvision": torchvision_names(), **NETWORKS}
     return [f"{library}/{known}" for library, models in libraries.items() for known in models]
 

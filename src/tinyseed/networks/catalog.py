@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from tinyseed.networks import moco_vit, seed_efficientnet, seed_mobilenet, wide_resnet
+from tinyseed.networks import dinov3_vit, moco_vit, seed_efficientnet, seed_mobilenet, wide_resnet
 
 
 class OwnNetwork(NamedTuple):
@@ -41,5 +41,9 @@ NETWORKS: dict[str, dict[str, OwnNetwork]] = {
         name: OwnNetwork(lambda name=name: moco_vit.moco_vit(name), "head", patch=16)
         for name in moco_vit.SIZES
     },
+    "dinov3": {
+        name: OwnNetwork(lambda name=name: dinov3_vit.dinov3_vit(name), "head", patch=dinov3_vit.PATCH)
+        for name in dinov3_vit.NAMES
+    },
 }
-"""By library, then by name: `swav/resnet50w2`, `seed/efficientnet_b0`, `moco/vit_small`."""
+"""By library, then by name: `swav/resnet50w2`, `seed/efficientnet_b0`, `moco/vit_small`, `dinov3/vit_small`."""

@@ -17,6 +17,11 @@ UNIT = replace(IMAGENET, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 UNIT_BICUBIC = replace(UNIT, interpolation="bicubic")
 """The same, resized bicubically."""
 
+MLP = r"(linear (bn )?relu )*linear"
+"""Linear layers with bias, and activations between them, after batch norms or not."""
+MLP_GELU = MLP.replace("relu", "gelu")
+"""The same with GELU."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -28,12 +33,14 @@ class Candidate:
         entry: the key that the tensors were stored under, dotted where nested; "" where it was the file itself.
         parallel: how often names began with the `module.` or `_orig_mod.` of a wrapping, which is removed.
         prefix: what all names began with otherwise (`model.`, `backbone.`); a candidate without it comes first.
+        beside: names of what the file holds beside its networks.
     """
 
     state: StateDict
     entry: str = ""
     parallel: int = 0
     prefix: str = ""
+    beside: frozenset[str] = frozenset()
 
     @property
     def bare(self) -> bool:
@@ -65,12 +72,17 @@ class Format:
         head: what names of the head's layers begin with, followed by their positions in an `nn.Sequential` or, for one
             linear layer, by `weight` and `bias`; "" where no head is used.
         activation: between the head's layers.
+        layers: a regular expression for the head's layers, without their widths (`linear-plain bn relu linear`, where
+            "-plain" is without bias, or without scale and shift): one that has lost tensors is not taken for another.
         unused: what names of tensors begin with that an encoder does not use; they are counted by this group.
         prefer: beginnings of architectures' names, which decide between those of the same tensors. With an empty one
             the first is taken.
         tag: timm's tag of the published weights, whose input and settings the network has (`dino`).
         input: mean, std and interpolation that the network was trained with; None: those of its library.
         note: what users should know, as one sentence.
+        asks: what tensors do not say; where no architecture of `prefer` has them, `arch` has to be given, even if
+            only one fits. "" where the tensors decide.
+        unsupported: why such files are refused, and what to do; "" where they are loaded.
     """
 
     name: str
@@ -81,11 +93,14 @@ class Format:
     backbone: str = ""
     head: str = ""
     activation: Literal["relu", "gelu"] = "relu"
+    layers: str = MLP
     unused: tuple[str, ...] = ()
     prefer: tuple[str, ...] = ()
     tag: str = ""
     input: InputContract | None = IMAGENET
     note: str = ""
+    asks: str = ""
+    unsupported: str = ""
 
     def recognizes(self, candidate: Candidate) -> bool:
         """Whether tensors are of this format, damaged ones included: what does not fit is reported later."""

@@ -7,6 +7,7 @@ from tinyseed.checkpoints.formats.base import Candidate, Format
 from tinyseed.checkpoints.formats.positions import are_sin_cos
 
 _SOURCE = "github.com/facebookresearch/moco-v3, moco/builder.py, vits.py and convert_to_deit.py"
+_LAYERS = r"(linear-plain bn relu )+linear-plain bn-plain"
 _VITS = ("moco/", "vit_base_patch16_224", "torchvision/")
 
 
@@ -21,6 +22,7 @@ MOCO_V3_VIT = Format(
     sign=(r"base_encoder\.", r"base_encoder\.(cls_token|pos_embed|blocks\.)"),
     backbone="base_encoder.",
     head="base_encoder.head.",
+    layers=_LAYERS,
     unused=("momentum_encoder.", "predictor."),
     prefer=_VITS,
 )
@@ -30,6 +32,7 @@ MOCO_V3_RESNET = Format(
     sign=(r"base_encoder\.",),
     backbone="base_encoder.",
     head="base_encoder.fc.",
+    layers=_LAYERS,
     unused=("momentum_encoder.", "predictor."),
     prefer=_VITS,
 )
