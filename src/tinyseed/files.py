@@ -221,6 +221,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     import torch
 
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise InputError(path, "cannot be read as a checkpoint (it is not a file)")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file can raise nearly anything

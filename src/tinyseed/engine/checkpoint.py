@@ -4,6 +4,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_origin
 
+from tinyseed.checkpoints.contents import refuse_false_sizes
 from tinyseed.errors import InputError, RunError
 from tinyseed.files import read_checkpoint, write_checkpoint
 
@@ -64,6 +65,7 @@ def load(path: Path) -> Checkpoint:
         raise InputError(
             path, f"is not a checkpoint of a run: its entry {wrong!r} is missing, unknown or damaged"
         )
+    refuse_false_sizes(content, path)
     return Checkpoint(**content)
 
 
@@ -74,8 +76,14 @@ def _wrong_entry(content: dict[str, Any]) -> str | None:
         if name not in content and entry.default_factory is MISSING:
             return name
         kind = get_origin(entry.type) or entry.type
-        if name in content and not isinstance(content[name], int | float if kind is float else kind):
+        value = content.get(name)
+        if name in content and (
+            isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind)
+        ):
             return name
-    if content["step"] < 0:
-        return "step"
+    for name in ("step", "elapsed", "images"):
+        if not 0 <= content[name] < 2**63:  # false for NaN too
+            return name
+    if not all(isinstance(line, dict) for line in content.get("evaluations", ())):
+        return "evaluations"
     return next((str(name) for name in content if name not in known), None)

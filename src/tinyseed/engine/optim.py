@@ -1,6 +1,8 @@
 """The optimizer of a run."""
 
-from torch import nn
+from typing import Any
+
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from tinyseed.settings.train import TrainSettings
@@ -71,3 +73,19 @@ def _lars(settings: TrainSettings, trained: list[nn.Parameter], lr: float) -> Op
         momentum=settings.momentum,  # pyright: ignore[reportArgumentType]  (timm's default is the integer 0)
         trust_coeff=TRUST_COEFFICIENT,
     )
+
+
+def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load what an optimizer remembers of its parameters; its settings stay those of the run.
+
+    Raises:
+        ValueError: the shapes are not those of the parameters; torch itself compares only their number.
+    """
+    settings = [{name: group[name] for name in group if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                raise ValueError(f"its optimizer has a {name} of another shape")

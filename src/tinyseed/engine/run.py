@@ -21,7 +21,7 @@ from tinyseed.engine.lineage import lineage
 from tinyseed.engine.log import Log
 from tinyseed.engine.made_from import MadeFrom
 from tinyseed.engine.monitor import Monitor
-from tinyseed.engine.optim import build_optimizer, scaled_lr
+from tinyseed.engine.optim import build_optimizer, restore_optimizer, scaled_lr
 from tinyseed.engine.run_folder import Metrics, Quarantine, RunFolder, finite, open_run_folder
 from tinyseed.engine.runtime import Runtime, share_statistics, start, worker_count
 from tinyseed.engine.schedule import Schedule
@@ -315,7 +315,7 @@ class Run:
         try:
             self.method.module.load_state_dict(last.module)
             self.method.load_state_dict(last.method)
-            self.learner.optimizer.load_state_dict(last.optimizer)
+            restore_optimizer(self.learner.optimizer, last.optimizer)
             self.runtime.plugin.load_state_dict(last.precision)
         except Exception as error:  # of an edited file, or of another version of a network's library
             remedy = (
@@ -354,7 +354,7 @@ class Run:
         summary: Metrics = {"command": spec.command, "steps": self.step, "minutes": minutes}
         if evaluations:
             first, last = evaluations[0], evaluations[-1]
-            summary |= {"epochs": last["epoch"]}
+            summary |= {"epochs": last["epoch"]} if "epoch" in last else {}
             summary |= {name: value for name, value in last.items() if name not in {"step", "epoch"}}
             if first["step"] == 0:
                 untrained = ("knn_top1", "neighbour_agreement", "effective_rank")

@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from tinyseed.data.loader import BadRecord
 from tinyseed.errors import InputError, RunError, argument, first_line
 from tinyseed.files import append_line, is_unfinished, json_text, write_text
 from tinyseed.locks import LOCK
 from tinyseed.methods.catalog import spec_of
-from tinyseed.settings.base import aliases
+from tinyseed.settings.base import aliases, holds
 from tinyseed.settings.train import FREE_ON_RESUME, MEASURED, TrainSettings
 
 Metrics = dict[str, Any]
@@ -60,8 +60,9 @@ class RunFolder:
         Raises:
             RunError: metrics.jsonl could not be replaced; the former file is intact.
         """
-        kept = [line for line in self.logged() if isinstance(line.get("step"), int) and line["step"] <= step]
-        remembered = {line["step"]: line for line in (*evaluations, *kept) if "loss" not in line}
+        counted = filter(_is_counted, (*evaluations, *self.logged()))
+        kept = [line for line in counted if line["step"] <= step]
+        remembered = {line["step"]: line for line in kept if "loss" not in line}
         lines = [line for line in kept if "loss" in line] + list(remembered.values())
         lines.sort(key=lambda line: (line["step"], "loss" not in line))  # as they are written
         write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in lines))
@@ -75,6 +76,11 @@ class RunFolder:
     def settled(self, name: str) -> Any:  # noqa: ANN401  (a JSON value)
         """What an earlier part of this run settled a setting to, None in a new run."""
         return _read_config(self.config).get(name) if self.config.exists() else None
+
+
+def _is_counted(line: Metrics) -> bool:
+    """Whether a line says when it was written."""
+    return type(line.get("step")) is int
 
 
 class Quarantine:
@@ -150,6 +156,7 @@ def open_run_folder(settings: TrainSettings) -> RunFolder:
 
 def _refuse_other_settings(folder: RunFolder, settings: TrainSettings) -> None:
     before = _read_config(folder.config)
+    _require_kinds(before, type(settings), folder.config)
     command = spec_of(settings).command
     if before.get("command") != command:
         remedy = f"the run in {settings.out} is one of {before.get('command')}; give another `out`"
@@ -167,9 +174,23 @@ def _refuse_other_settings(folder: RunFolder, settings: TrainSettings) -> None:
             raise InputError(now, remedy, argument=name)
 
 
+def _require_kinds(config: dict[str, Any], kind: type[TrainSettings], path: Path) -> None:
+    """Refuse a file whose settings are not of the kinds that the run's settings have: somebody has edited it."""
+    hints = get_type_hints(kind)
+    for name, value in config.items():
+        hint = hints.get(aliases(kind).get(name, name))
+        if hint is not None and not holds(value, hint):
+            remedy = (
+                f"cannot be read: its {name} cannot be {json.dumps(value)}; correct it, or give another `out`"
+            )
+            raise InputError(path, remedy, argument="resume")
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        if not path.is_file():  # reading a pipe would wait for ever
+            raise InputError(path, "is not a file", argument="resume")
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(path, f"cannot be read ({first_line(error)})", argument="resume") from error
     if not isinstance(content, dict):
@@ -184,7 +205,7 @@ def _json_value(value: object) -> Any:  # noqa: ANN401
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file of lines; whatever else it holds is left out, such as what a kill has cut off."""
-    if not path.exists():
+    if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:

@@ -1,5 +1,6 @@
 """A run's files as they are found: what is missing or broken becomes a note, never an error."""
 
+import errno
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -93,7 +94,9 @@ def _by_step(records: tuple[Record, ...], names: tuple[str, ...]) -> tuple[Recor
 
 def _object(path: Path, without: str, notes: list[str]) -> Record:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise OSError(errno.EINVAL, "not a file")
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         notes.append(f"{path.name} is missing: {without}")
         return {}
@@ -107,7 +110,7 @@ def _object(path: Path, without: str, notes: list[str]) -> Record:
 
 
 def _lines(path: Path, notes: list[str]) -> tuple[Record, ...]:
-    if not path.exists():
+    if not path.is_file():
         return ()
     records, broken = [], 0
     try:

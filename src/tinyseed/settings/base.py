@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
+import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from tinyseed.errors import InputError
 
@@ -89,6 +90,25 @@ def _numbers(name: str, value: object) -> Iterator[float]:
         if isinstance(entry, bool) or not isinstance(entry, int | float):
             raise InputError(entry, "give a number", argument=name)
         yield entry
+
+
+def holds(value: object, hint: Any) -> bool:  # noqa: ANN401  (types are values here)
+    """Whether a JSON value can be that of a setting of this type, apart from its range.
+
+    >>> holds([0.5, 1], tuple[float, ...]), holds("auto", int | Literal["auto"]), holds(True, int)
+    (True, True, False)
+    """
+    options, origin = get_args(hint), get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(holds(value, option) for option in options)
+    if origin is Literal:
+        return value in options
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(holds(entry, options[0]) for entry in value)
+    if hint in (int, float):
+        number = isinstance(value, int | float) if hint is float else isinstance(value, int)
+        return number and not isinstance(value, bool)
+    return isinstance(value, str if hint is Path else hint)
 
 
 def aliases(settings: type) -> dict[str, str]:
