@@ -177,9 +177,9 @@ def test_training_on_a_disk_that_fills_up_ends_in_one_line_and_resumes(on_full_d
     for moment in ("save", "finish"):
         os.truncate(disk / "filler", 0)
         real = getattr(engine.Run, moment)
-        def full(self):
+        def full(self, *given):
             fill()
-            return real(self)
+            return real(self, *given)
         setattr(engine.Run, moment, full)
         try:
             tinyseed.distill(**given, out=out, resume=(out / "config.json").exists())
