@@ -301,6 +301,11 @@ def why_unusable(tensor: Tensor) -> str | None:
         return "is quantized; dequantize it"
     if tensor.is_complex():
         return "holds complex numbers"
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if tensor.is_floating_point() and not bool(torch.isfinite(_at_least_half(tensor)).all()):
         return "holds NaN or infinite numbers; use an earlier checkpoint, or download it again"
     return None
+
+
+def _at_least_half(tensor: Tensor) -> Tensor:
+    """Numbers of eight bits, for which torch has few operations, as larger ones."""
+    return tensor.float() if tensor.element_size() == 1 else tensor

@@ -124,11 +124,18 @@ def _unpickle(path: Path) -> object:
                 warnings.catch_warnings(action="ignore"),
                 torch.serialization.safe_globals([(kind, name) for name, kind in known.items()]),
             ):
-                # Mapped, so that of a big file only what is used comes into memory; the old format cannot be.
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+                return _load(path)
         except Exception as error:  # a broken file can raise nearly anything
             if len(known) > _MOST or not _learn(known, str(error)):
                 raise InputError(path, _why_unreadable(path, error, next(iter(known), None))) from error
+
+
+def _load(path: Path) -> object:
+    if path.suffix.lower() != ".safetensors":
+        # Mapped, so that of a big file only what is used comes into memory; the old format cannot be.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    with path.open("rb") as file:  # torch goes by this name, and would not look at the contents
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _learn(known: dict[str, type], message: str) -> bool:
@@ -160,11 +167,8 @@ def _is_data(name: str) -> bool:
 
 
 def _why_unreadable(path: Path, error: Exception, foreign: str | None) -> str:
-    if "TorchScript" in str(error):
-        return (
-            "is a TorchScript archive, which is code; "
-            "save its weights: torch.save(torch.jit.load(FILE).state_dict(), OUT)"
-        )
+    if "Unsupported operand" in str(error):
+        return "is damaged, or uses another pickle protocol than torch.save does by itself; save it again without one"
     needed = _REFUSED.search(str(error))
     if needed is None and "Weights only load failed" not in str(error):
         return f"cannot be read as a checkpoint ({first_line(error)}); download or save it again"
