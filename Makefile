@@ -15,6 +15,9 @@ check: $(VENV)/.installed-dev
 	scripts/check
 
 soak: $(VENV)/.installed-dev
+	$(BIN)/python tests/faults/mutate_images.py 6000
+	$(BIN)/python tests/faults/mutate_annotations.py 2000
+	$(BIN)/python tests/faults/mutate_checkpoints.py 2400
 	$(BIN)/python tests/faults/soak.py
 
 clean:
