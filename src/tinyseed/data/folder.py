@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tinyseed.data.base import SourceFormat, counted, listed
 from tinyseed.data.cache import read_arrays, write_arrays
-from tinyseed.data.reading import is_exhaustion, raise_exhausted, read_file
+from tinyseed.data.reading import read_file, require_resources
 from tinyseed.errors import InputError, RunError
 from tinyseed.files import cache_folder, digest
 from tinyseed.progress import say_once
@@ -333,8 +333,7 @@ def _walk(root: bytes) -> Iterator[_Folder]:
             settled = abs(time.time_ns() - status.st_mtime_ns) > _UNSETTLED_NS
             listing = _list(folder)
         except OSError as error:
-            if is_exhaustion(error):
-                raise_exhausted(error)
+            require_resources(error)
             if not relative:
                 raise
             yield _Folder(relative, 0, False, _UNLISTED, error.strerror or type(error).__name__)

@@ -29,7 +29,7 @@ from tinyseed.data.base import Concatenation, SourceFormat, counted, listed
 from tinyseed.data.cache import REMEDY, read_arrays, write_arrays
 from tinyseed.data.columns import REFUSED, Columns, Labels, as_bytes, choose_columns, stored
 from tinyseed.data.folder import Strings
-from tinyseed.data.reading import is_exhaustion, raise_exhausted, read_file, read_part
+from tinyseed.data.reading import read_file, read_part, require_resources
 from tinyseed.errors import InputError, RunError, first_line
 from tinyseed.files import cache_folder, digest, replacing
 
@@ -219,8 +219,8 @@ def _reading(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except (pa.ArrowException, OSError, ValueError, LookupError, OverflowError) as error:
-        if isinstance(error, OSError) and is_exhaustion(error):
-            raise_exhausted(error)
+        if isinstance(error, OSError):
+            require_resources(error)
         raise InputError(path, f"cannot be read as Parquet: {first_line(error)[:200]}") from error
 
 
@@ -382,8 +382,8 @@ def _files_of_one_split(folder: Path, notes: list[str]) -> list[Path]:
         if name.lower().endswith(".parquet")
         and not any(part.startswith(".") for part in Path(root, name).relative_to(folder).parts)
     ]
-    if any(map(is_exhaustion, failures)):
-        raise_exhausted(failures[0])
+    for failure in failures:
+        require_resources(failure)
     if failures and files:
         notes.append(f"left out {counted(len(failures), 'folder')} that cannot be listed")
     splits = {split for file in files if (split := re.split(r"[-_.]", file.name)[0].lower()) in _SPLITS}

@@ -1,18 +1,16 @@
-"""Reading image files: regular ones of a bounded size. A lack of system resources is told apart from a bad image."""
+"""Reading image files: regular ones of a bounded size, patiently where too many files are open."""
 
 import errno
 import os
 import stat
 import time
 from pathlib import Path
-from typing import NoReturn
 
-from tinyseed.errors import RunError
+from tinyseed.errors import RunError, first_line, remedy_of
 
 LARGEST_FILE = 2**30
 """Bytes of the largest encoded image that is read."""
 
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _PAUSES = (0.05, 0.2, 1.0)  # seconds; another thread or process may close a file in the meantime
 
 
@@ -20,8 +18,8 @@ def read_file(path: bytes | str | Path) -> bytes:
     """The content of an image file. A pipe or device is refused, so that reading never waits.
 
     Raises:
-        OSError: there is no such file, it is not a regular file, is too large or cannot be read.
-        RunError: the process or the system has no file descriptor or memory left; no fault of the file.
+        OSError: there is no such file, it is not a regular file, is too large or cannot be read; or it is not the
+            file's fault (see `remedy_of`).
     """
     return _patiently(path, 0, None)
 
@@ -33,48 +31,30 @@ def read_part(path: bytes | str | Path, begin: int, end: int) -> bytes:
 
     Raises:
         OSError: as `read_file`; or the file is shorter.
-        RunError: as `read_file`.
     """
     return _patiently(path, begin, end)
 
 
-def is_exhaustion(error: OSError) -> bool:
-    """Whether the system lacks resources, rather than something being wrong with a file."""
-    return error.errno in _EXHAUSTED
-
-
-def raise_exhausted(error: OSError) -> NoReturn:
-    """Say what to do when the system lacks resources.
+def require_resources(error: OSError) -> None:
+    """Tell what the machine lacks from what is wrong with a file or folder.
 
     Raises:
-        RunError: always.
+        RunError: the machine lacks memory, open files or a file system.
     """
-    if error.errno == errno.ENOMEM:
-        raise RunError("out of memory while reading images: use fewer `workers`") from error
-    raise RunError(
-        f"{error.strerror} (limit: {_file_limit()}): raise it with ulimit -n 4096, or use fewer `workers`"
-    ) from error
-
-
-def _file_limit() -> str:
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return "unknown"
-    return str(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    remedy = remedy_of(error)
+    if remedy is not None:
+        raise RunError(f"{first_line(error)}: {remedy}") from error
 
 
 def _patiently(path: bytes | str | Path, begin: int, end: int | None) -> bytes:
-    for pause in (*_PAUSES, None):
+    for pause in _PAUSES:
         try:
             return _read(path, begin, end)
         except OSError as error:
-            if not is_exhaustion(error):
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-            if pause is None:
-                raise_exhausted(error)
             time.sleep(pause)
-    raise AssertionError  # the last turn returns or raises
+    return _read(path, begin, end)
 
 
 def _read(path: bytes | str | Path, begin: int, end: int | None) -> bytes:
