@@ -148,7 +148,7 @@ def rewrite(file, **changes):
         ),
         ({"width": "many"}, "was not written by tinyseed"),
         ({"mean": "1,2"}, "was not written by tinyseed"),
-        ({"backbone": "resnet81"}, "unknown model; did you mean"),
+        ({"backbone": "resnet81"}, "names the model 'resnet81', which this version of its library does not have"),
         ({"backbone": "resnet10t"}, "does not fit resnet10t, nothing was loaded"),
         ({"width": "1000"}, "its features have 1000 numbers"),
     ],
@@ -186,7 +186,7 @@ def test_paths_without_a_model_are_reported(tmp_path, run):
     remedies = {
         "gone": "no such file or folder",
         "empty": "holds neither student.safetensors nor encoder.safetensors; has the run finished?",
-        "w.pth": "was not written by tinyseed",
+        "w.pth": "cannot be read as a checkpoint (it is empty)",
         "broken.safetensors": "cannot be read as a safetensors file",
     }
     for name, remedy in remedies.items():
