@@ -18,7 +18,7 @@ LONGEST_WORD = 400
 LONGEST_MESSAGE = 4000
 """Characters of a message."""
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s\"'<>`]*[^\s\"'<>`.,:;)\]}…]", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s\"'<>`]*[^\s\"'<>`.,:;)\]}]", re.IGNORECASE)
 _WHOLE_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _PUBLIC = re.compile(
     r"(id|file(name)?|name|path|dl|download|raw|export|confirm|format|rev(ision)?|ref|v|version|alt|resourcekey)",

@@ -97,7 +97,7 @@ def local_file(url: str) -> Path:
             _download(plain, unfinished, expected)
             with _about(url):
                 recognize(unfinished)
-    elif fragment and not _hash(target).startswith(expected["sha256"]):
+    elif _FRAGMENT.fullmatch(fragment) and _hash(target) != expected["sha256"]:
         remedy = f"is not the file that is in the cache; delete {target}"
         raise InputError(url, remedy)
     return target
@@ -293,7 +293,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(  # noqa: PLR0917  (as its base has it)
         self,
         req: urllib.request.Request,
-        fp: IO[bytes],
+        fp: Any,  # noqa: ANN401
         code: int,
         msg: str,
         headers: Any,  # noqa: ANN401
