@@ -148,7 +148,10 @@ def rewrite(file, **changes):
         ),
         ({"width": "many"}, "was not written by tinyseed"),
         ({"mean": "1,2"}, "was not written by tinyseed"),
-        ({"backbone": "resnet81"}, "names the model 'resnet81', which this version of its library does not have"),
+        (
+            {"backbone": "resnet81"},
+            "names the model 'resnet81', which this version of its library does not have",
+        ),
         ({"backbone": "resnet10t"}, "does not fit resnet10t, nothing was loaded"),
         ({"width": "1000"}, "its features have 1000 numbers"),
     ],

@@ -130,7 +130,7 @@ def test_where_a_run_begins_its_warm_up():
     ("given", "message"),
     [
         ({"warmup_lr": 0.1}, "warmup_lr=0.1: give a number up to `lr` 0.03"),
-        ({"warmup_lr": -1.0}, "warmup_lr=-1.0: give a number from 0 to 1e+06"),
+        ({"warmup_lr": -1.0}, "warmup_lr=-1.0: give a number from 0 to 1000000"),
         ({"schedule": "cosine-epoch", "max_minutes": 5.0}, "schedule=cosine-epoch: goes by epochs"),
     ],
 )

@@ -350,12 +350,12 @@ def test_all_images_unreadable_stops_the_run(tmp_path):
     ("changes", "told"),
     [
         ({"batch_size": 64}, "batch_size=64: exceeds the number of training images (54)"),
-        ({"epochs": 0}, "epochs=0: give a number of at least 1"),
+        ({"epochs": 0}, "epochs=0: give a number from 1 to 1000000"),
         ({"lr": float("nan")}, "lr=nan: give a number above 0"),
         ({"teacher_temperature": 0.0}, "teacher_temperature=0.0: give a number above 0"),
         ({"accumulate": 3}, "batch_size=8: it has to be a multiple of `accumulate` 3"),
         ({"student": "resnet1888"}, "student=resnet1888: "),
-        ({"devices": "none"}, "devices=none: give auto or a number of at least 1"),
+        ({"devices": "none"}, "devices=none: give auto or a number from 1 to 1024"),
         ({"warmup_epochs": 2}, "warmup_epochs=2: it has to be below `epochs` 2"),
     ],
 )

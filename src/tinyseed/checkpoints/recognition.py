@@ -262,12 +262,13 @@ def _numbered(head: StateDict) -> StateDict:
 def _layers(head: StateDict, form: Format, path: Path) -> tuple[Layer, ...]:
     """The layers of a head: those with tensors as these show them, activations where positions have none."""
     parts: dict[int, dict[str, tuple[int, ...]]] = {}
+    strange = [f"{form.head}{name}" for name in head if _POSITION.fullmatch(name) is None]
+    if strange:
+        why = f"its head has tensors of no known layer, nothing was loaded: {shortened(strange)}"
+        raise InputError(path, why)
     for name, value in head.items():
         found = _POSITION.fullmatch(name)
-        if found is None:
-            raise InputError(
-                path, f"its head has a tensor of no known layer, nothing was loaded: {form.head}{name}"
-            )
+        assert found is not None
         parts.setdefault(int(found[1]), {})[found[2]] = tuple(value.shape)
     layers = tuple(_layer(parts.get(position), form) for position in range(max(parts, default=-1) + 1))
     kinds = " ".join(re.sub(r":\d+", "", str(layer)) for layer in layers)

@@ -27,11 +27,15 @@ class Range:
         return (value > self.low if self.above else value >= self.low) and value <= self.high
 
     def __str__(self) -> str:
+        low, high = _in_digits(self.low), _in_digits(self.high)
         if math.isinf(self.high):
-            return f"{'above' if self.above else 'of at least'} {self.low:g}"
-        if self.above:
-            return f"above {self.low:g} and up to {self.high:g}"
-        return f"from {self.low:g} to {self.high:g}"
+            return f"{'above' if self.above else 'of at least'} {low}"
+        return f"above {low} and up to {high}" if self.above else f"from {low} to {high}"
+
+
+def _in_digits(number: float) -> str:
+    """Whole numbers with all their digits, not as 1e+06."""
+    return f"{int(number)}" if number % 1 == 0 else f"{number:g}"
 
 
 IMAGE_SIDES = Range(8, 4096)
