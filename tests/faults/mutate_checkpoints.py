@@ -16,6 +16,7 @@ import struct
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -301,6 +302,7 @@ def main(count: int, first: int = 0) -> Counter[str]:
 
 
 def _child(first: int, count: int, results: "multiprocessing.Queue[Any]") -> None:
+    warnings.simplefilter("ignore")  # of the kinds of tensors that are made here
     outcomes = main(count, first)
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if largest > MOST_BYTES:
