@@ -94,8 +94,7 @@ def _by_step(records: tuple[Record, ...], names: tuple[str, ...]) -> tuple[Recor
 
 def _object(path: Path, without: str, notes: list[str]) -> Record:
     try:
-        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-            raise OSError(errno.EINVAL, "not a file")
+        _refuse_other_than_file(path)
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         notes.append(f"{path.name} is missing: {without}")
@@ -110,10 +109,11 @@ def _object(path: Path, without: str, notes: list[str]) -> Record:
 
 
 def _lines(path: Path, notes: list[str]) -> tuple[Record, ...]:
-    if not path.is_file():
+    if not path.exists():
         return ()
     records, broken = [], 0
     try:
+        _refuse_other_than_file(path)
         for line in _text_lines(path):
             record = _record(line)
             if record is None:
@@ -128,6 +128,12 @@ def _lines(path: Path, notes: list[str]) -> tuple[Record, ...]:
             f"{lines} of {path.name} could not be read and {'is' if broken == 1 else 'are'} left out"
         )
     return tuple(records)
+
+
+def _refuse_other_than_file(path: Path) -> None:
+    """Reading a pipe would wait for ever."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a file")
 
 
 def _text_lines(path: Path) -> Iterator[str]:
