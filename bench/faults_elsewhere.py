@@ -89,7 +89,7 @@ class Trial:
         return self.end(self.start(**given))
 
     def reached(self, begun: subprocess.Popen[str], lines: int) -> None:
-        """Wait until metrics.jsonl has so many lines."""
+        """Wait until metrics.jsonl has at least this many lines."""
         metrics, limit = self.out / "metrics.jsonl", time.time() + PATIENCE
         while begun.poll() is None and time.time() < limit:
             if metrics.exists() and metrics.read_text().count("\n") >= lines:

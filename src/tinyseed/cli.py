@@ -17,7 +17,7 @@ from tinyseed.arguments import UsageError, parse, value_of, with_flags
 from tinyseed.errors import InputError, RunError, first_line, references_as, remedy_of
 from tinyseed.files import json_text
 from tinyseed.settings.base import flag
-from tinyseed.signals import Stopped, stop_request
+from tinyseed.signals import AT_ONCE, Stopped, stop_request
 from tinyseed.text import one_line, shown
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _exit_code(arguments: Sequence[str]) -> int:
                 _say(with_flags(stopped))
             return stopped.exit_code
         except KeyboardInterrupt:
-            _say("stopped at once; nothing was saved since the last checkpoint")
+            _say(AT_ONCE)
             return 130
         except Exception as error:
             if request.asked:  # what the signal interrupted has turned it into an error of its own
@@ -77,9 +77,7 @@ def _explained(error: Exception) -> tuple[str, int]:
         return with_flags(error), 2
     if remedy is not None:
         return references_as(f"{first_line(error)}: {remedy}", flag), 1
-    if isinstance(
-        error, RunError | OSError
-    ):  # OSError: a full disk, a folder without permission, a vanished file
+    if isinstance(error, RunError | OSError):  # a full disk, a folder without permission, a vanished file
         return with_flags(error), 1
     return "", 1
 

@@ -13,6 +13,9 @@ from types import FrameType
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
+AT_ONCE = "stopped at once; nothing was saved since the last checkpoint"
+"""What to say where work was interrupted."""
+
 _SAME_REQUEST_SECONDS = 1.0
 """Launchers pass a signal on to processes that a terminal or scheduler has sent it to as well."""
 
@@ -72,7 +75,7 @@ class StopRequest:
 
     def _interrupt(self) -> None:
         if self.asked and not self.patient:
-            raise Stopped(self.number, "stopped at once; nothing was saved since the last checkpoint")
+            raise Stopped(self.number, AT_ONCE)
 
 
 @contextmanager
