@@ -48,12 +48,16 @@ class BadRecord:
 class TrainingBatch:
     """What one process sees of one (micro-)batch: for each view the cropped pixels and what was drawn for them.
 
-    `given_up` says that too many images in a row could not be read; the batch is then empty.
+    Attributes:
+        indices: positions of the images in their source.
+        epoch: epoch at which the views' randomness is addressed.
+        given_up: whether too many images in a row could not be read; the batch is then empty.
     """
 
     pixels: tuple[CropPixels, ...]
     draws: tuple[ViewDraws, ...]
     indices: Indices
+    epoch: int
     bad: tuple[BadRecord, ...] = ()
     given_up: bool = False
 
@@ -151,7 +155,7 @@ class TrainingViews:
         indices = np.array([image.index for image in images])
         bad = tuple(record for image in images for record in image.bad)
         if any(not image.views for image in images):
-            return TrainingBatch((), (), torch.from_numpy(indices), bad, given_up=True)
+            return TrainingBatch((), (), torch.from_numpy(indices), request.epoch, bad, given_up=True)
         pixels = tuple(
             torch.from_numpy(np.stack([image.views[number] for image in images]))
             for number in range(len(self.views))
@@ -160,7 +164,7 @@ class TrainingViews:
             draw_view(view.settings, self.seed, request.epoch, indices, number)
             for number, view in enumerate(self.views)
         )
-        return TrainingBatch(pixels, draws_of_views, torch.from_numpy(indices), bad)
+        return TrainingBatch(pixels, draws_of_views, torch.from_numpy(indices), request.epoch, bad)
 
     def _readable(self, request: "Request", place: int, draws: NDArray[np.float64]) -> "_Cropped":
         """Crops of the image at this place of the batch, or of the first readable substitute."""

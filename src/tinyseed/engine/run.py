@@ -394,7 +394,9 @@ def open_run(settings: TrainSettings, folder: RunFolder, *, quiet: bool) -> Iter
             rank=runtime.group.rank,
             processes=runtime.group.size,
         )
-        method = spec.build(Setup(settings, teacher, runtime.group, plan.steps_per_epoch))
+        method = spec.build(
+            Setup(settings, teacher, group=runtime.group, steps_per_epoch=plan.steps_per_epoch)
+        )
         learner = build_learner(settings, method, plan, runtime)
         progress.say(f"{spec.label}: {settings.networks}")
         for note in data.notes:

@@ -20,6 +20,7 @@ from tinyseed.engine.run_folder import Metrics, open_run_folder
 from tinyseed.errors import argument
 from tinyseed.locks import refuse_held
 from tinyseed.methods.base import StepOutput
+from tinyseed.methods.views import Views
 from tinyseed.settings.train import TrainSettings
 from tinyseed.signals import stop_request
 
@@ -68,7 +69,7 @@ def train_step(run: Run, batches: Iterator[TrainingBatch], lr: float) -> list[St
     outputs: list[StepOutput] = []
     for micro in range(micro_batches):
         batch = next(batches)
-        views = tuple(render_view(*pair) for pair in zip(batch.pixels, batch.draws, strict=True))
+        views = rendered(batch)
         with unsynchronized(run, last=micro == micro_batches - 1):
             with run.runtime.autocast():
                 output = method.step(run.learner.forward, views, run.step)
@@ -79,6 +80,12 @@ def train_step(run: Run, batches: Iterator[TrainingBatch], lr: float) -> list[St
     optimizer.zero_grad(set_to_none=True)
     method.advance(outputs)
     return outputs
+
+
+def rendered(batch: TrainingBatch) -> Views:
+    """The views of a batch, with their address."""
+    images = (render_view(*pair) for pair in zip(batch.pixels, batch.draws, strict=True))
+    return Views(images, batch.indices, batch.epoch)
 
 
 def unsynchronized(run: Run, *, last: bool) -> AbstractContextManager[Any]:

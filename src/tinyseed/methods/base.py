@@ -9,6 +9,7 @@ from tinyseed.data.augmentation import View
 from tinyseed.errors import argument
 from tinyseed.memory import require_memory
 from tinyseed.methods.parts import backbones, encoder, queues, render, shapes, teacher, torch
+from tinyseed.methods.views import Targets
 from tinyseed.settings.train import DistillSettings, TrainSettings
 
 Forward = Callable[..., Any]
@@ -136,12 +137,14 @@ class Setup:
     Attributes:
         settings: complete, without "auto" where it depends on the data.
         teacher: the frozen teacher of a method that has one.
+        targets: what that teacher makes of views, where the caller shares or keeps it; None: it is asked anew.
         group: the processes that train together.
         steps_per_epoch: optimizer steps per pass over the data.
     """
 
     settings: Any
     teacher: "teacher.Teacher | None" = None
+    targets: Targets | None = None
     group: Group | None = None
     steps_per_epoch: int = 1
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 from tinyseed.data.augmentation import View, ViewSettings, published
 from tinyseed.errors import MISSING, InputError
 from tinyseed.methods.base import Group, Method
-from tinyseed.methods.parts import contract, encoder, render, shapes, teacher, torch
+from tinyseed.methods.parts import contract, encoder, teacher, torch
+from tinyseed.methods.views import FreshTargets, Targets
 from tinyseed.settings.base import words
 from tinyseed.settings.train import DistillSettings
 
@@ -16,7 +17,7 @@ class Distillation(Method):
     The teacher is a function that the method calls, never a part of its module.
 
     Attributes:
-        teacher_bands: channels of a view that the teacher sees, counted from 0; None: all of them.
+        targets: what the teacher makes of the views.
     """
 
     def __init__(
@@ -26,25 +27,15 @@ class Distillation(Method):
         group: Group | None = None,
         *,
         teacher_bands: tuple[int, ...] | None = None,
+        targets: Targets | None = None,
     ) -> None:
         super().__init__(student, student, group)
         self.teacher = frozen
-        self.teacher_bands = teacher_bands
-        own, its = student.input, frozen.input
-        alike = (own.mean, own.std, own.size) == (its.mean, its.std, its.size)
-        self._see_the_same = alike and teacher_bands is None
+        self.targets: Targets = targets or FreshTargets(frozen, teacher_bands)
 
     def view(self, settings: ViewSettings, image_size: int) -> View:
         """A random view at the higher of the two networks' resolutions."""
         return View(settings, max(image_size, self._teacher.input.size))
-
-    def see(self, view: "shapes.Images") -> "tuple[shapes.ImagesOfAnySize, shapes.ImagesOfAnySize]":
-        """A view in [0, 1] as the student expects it, and as the teacher does."""
-        for_student = prepared(view, self.encoder.input)
-        if self._see_the_same:
-            return for_student, for_student
-        seen = view if self.teacher_bands is None else view[:, list(self.teacher_bands)]
-        return for_student, prepared(seen, self._teacher.input)
 
     def to(self, device: "torch.device") -> None:
         """Move the method's own state and the teacher to a device."""
@@ -67,12 +58,6 @@ def augmentation(settings: DistillSettings) -> ViewSettings:
         names = ("brightness", "contrast", "saturation", "hue")
         drawn = replace(drawn, **dict(zip(names, settings.color_jitter, strict=True)))
     return drawn
-
-
-def prepared(view: "shapes.Images", expected: "contract.InputContract") -> "shapes.ImagesOfAnySize":
-    """A view in [0, 1] as a network expects it: at its resolution, normalized."""
-    resized = render.resized(view, expected.size, expected.interpolation)
-    return render.normalize(resized, expected.mean, expected.std)
 
 
 def teacher_bands(settings: DistillSettings, expected: "contract.InputContract") -> tuple[int, ...] | None:

@@ -15,6 +15,7 @@ from tinyseed.methods.base import Forward, Group, MethodSpec, Setup, StepOutput
 from tinyseed.methods.distillation import Distillation, augmentation, teacher_bands
 from tinyseed.methods.parts import encoder, queues, shapes, teacher
 from tinyseed.methods.parts import seed as objective
+from tinyseed.methods.views import Targets, Views
 from tinyseed.settings.base import LARGEST, QUEUE_SIZES, Range
 from tinyseed.settings.train import DistillSettings, TrainSettings
 
@@ -56,8 +57,9 @@ class Seed(Distillation):
         group: Group | None = None,
         *,
         teacher_bands: tuple[int, ...] | None = None,
+        targets: Targets | None = None,
     ) -> None:
-        super().__init__(student, frozen, group, teacher_bands=teacher_bands)
+        super().__init__(student, frozen, group, teacher_bands=teacher_bands, targets=targets)
         self.settings = settings
         self.queue = queue
 
@@ -68,9 +70,9 @@ class Seed(Distillation):
     def step(self, forward: Forward, views: "tuple[shapes.Images, ...]", step: int) -> StepOutput:
         """Both networks see the same view; the loss compares where they place it (paper, equations 1 to 4)."""
         del step
-        for_student, for_teacher = self.see(*views)
-        student = forward(for_student)
-        teacher = self._teacher(for_teacher)
+        batch = Views.of(views)
+        teacher = self.targets(batch)  # first, while no activations are kept for the backward pass
+        student = forward(batch.seen(0, self.encoder.input))
         terms = objective.seed_terms(
             student,
             teacher,
@@ -105,7 +107,15 @@ def build(setup: Setup) -> Seed:
     assert frozen is not None
     bands = teacher_bands(settings, frozen.input)
     queue = setup.queue(frozen.dim)
-    return Seed(settings, setup.encoder(frozen.dim), frozen, queue, setup.group, teacher_bands=bands)
+    return Seed(
+        settings,
+        setup.encoder(frozen.dim),
+        frozen,
+        queue,
+        setup.group,
+        teacher_bands=bands,
+        targets=setup.targets,
+    )
 
 
 SEED = MethodSpec(

@@ -1,0 +1,95 @@
+"""The views of a batch as networks see them, and what a frozen teacher makes of them."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from tinyseed.methods.parts import contract, render, shapes, teacher
+
+Seen = tuple["contract.InputContract", tuple[int, ...] | None]
+
+# A base class is needed now; the modules of `parts` are imported when a batch comes.
+if TYPE_CHECKING:
+    ViewTuple = tuple[shapes.Images, ...]
+else:
+    ViewTuple = tuple
+
+
+class Views(ViewTuple):
+    """The random views of a batch, one tensor in [0, 1] for each view: a tuple that knows its address.
+
+    Networks that expect the same images share one normalized tensor, which lives as long as the batch does.
+
+    Attributes:
+        indices: [n], positions of the images in their source; None for views that were made elsewhere.
+        epoch: epoch at which the views' randomness is addressed.
+    """
+
+    indices: "shapes.Indices | None"
+    epoch: int
+
+    def __new__(
+        cls, images: "Iterable[shapes.Images]", indices: "shapes.Indices | None" = None, epoch: int = 0
+    ) -> "Views":
+        """Views with their address."""
+        views = super().__new__(cls, images)
+        views.indices, views.epoch = indices, epoch
+        views._seen = {}
+        return views
+
+    @classmethod
+    def of(cls, views: "tuple[shapes.Images, ...]") -> "Views":
+        """The same views; without an address where they have none."""
+        return views if isinstance(views, cls) else cls(views)
+
+    def seen(
+        self, place: int, expected: "contract.InputContract", bands: tuple[int, ...] | None = None
+    ) -> "shapes.ImagesOfAnySize":
+        """A view as a network expects it: at its resolution, normalized.
+
+        Args:
+            place: which view.
+            expected: the images that the network expects.
+            bands: channels of the view that it sees, counted from 0; None: all of them.
+        """
+        view = self[place]
+        resized = view.shape[-1] != expected.size
+        key = (place, expected.size, expected.mean, expected.std, resized and expected.interpolation, bands)
+        if key not in self._seen:
+            chosen = view if bands is None else view[:, list(bands)]
+            sized = render.resized(chosen, expected.size, expected.interpolation)
+            self._seen[key] = render.normalize(sized, expected.mean, expected.std)
+        return self._seen[key]
+
+    _seen: "dict[tuple[object, ...], shapes.ImagesOfAnySize]"
+
+
+@runtime_checkable
+class Targets(Protocol):
+    """What a frozen teacher makes of views: computed, shared by several students, or kept from an earlier pass."""
+
+    def __call__(self, views: Views, place: int = 0) -> "shapes.Embeddings":
+        """The teacher's unit rows [n, d] of one view of each image, without gradient."""
+        ...
+
+
+class FreshTargets:
+    """Targets that the teacher computes, once for all students that look at the same views.
+
+    Args:
+        frozen: the teacher.
+        bands: channels of a view that it sees, counted from 0; None: all of them.
+    """
+
+    def __init__(self, frozen: "teacher.Teacher", bands: tuple[int, ...] | None = None) -> None:
+        self.teacher = frozen
+        self.bands = bands
+        self._views: Views | None = None
+        self._rows: dict[int, shapes.Embeddings] = {}
+
+    def __call__(self, views: Views, place: int = 0) -> "shapes.Embeddings":
+        """The teacher's unit rows of one view of each image."""
+        if views is not self._views:
+            self._views, self._rows = views, {}
+        if place not in self._rows:
+            self._rows[place] = self.teacher(views.seen(place, self.teacher.input, self.bands))
+        return self._rows[place]
