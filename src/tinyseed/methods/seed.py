@@ -88,6 +88,10 @@ class Seed(Distillation):
             assert output.rows is not None
             self.queue.push(self.group.gather(output.rows))
 
+    def teacher_queues(self) -> "tuple[queues.Queue, ...]":
+        """The queue."""
+        return (self.queue,)
+
     def state(self) -> Mapping[str, Any]:
         """The queue; the teacher is frozen and has no state."""
         return {"": self.queue}
