@@ -1,9 +1,10 @@
 """A run: what it consists of, and how it starts, is evaluated, saved, resumed and finished."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from tinyseed.engine.lineage import lineage
 from tinyseed.engine.log import DivergedError, Log
 from tinyseed.engine.monitor import Monitor
 from tinyseed.engine.optim import build_optimizer, restore_optimizer, scaled_lr
-from tinyseed.engine.run_folder import Metrics, RunFolder, finite, open_run_folder
+from tinyseed.engine.run_folder import Metrics, RunFolder, finite
 from tinyseed.engine.runtime import Runtime, share_statistics
 from tinyseed.engine.schedule import Schedule
 from tinyseed.engine.shared import Clock, Shared
@@ -48,7 +49,7 @@ class Learner:
     schedule: Schedule
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """A run in progress: `step` advances, the rest is set up once. It trains alone, or together with others.
 
@@ -351,8 +352,13 @@ class Run:
 
 
 @contextmanager
-def claimed(settings: TrainSettings, runtime: Runtime) -> Iterator[Lock | None]:
-    """The run's folder, held by the first process for all of them.
+def claimed(out: Path, runtime: Runtime, look: Callable[[], object]) -> Iterator[Lock | None]:
+    """A folder, held by the first process for all of them.
+
+    Args:
+        out: the folder.
+        runtime: the processes.
+        look: refuses the folder where it is not as it should be.
 
     Raises:
         InputError: on all processes, if another run has the folder or has meanwhile written to it.
@@ -362,9 +368,9 @@ def claimed(settings: TrainSettings, runtime: Runtime) -> Iterator[Lock | None]:
         if runtime.is_main:
             try:
                 with argument("out"):
-                    lock = held.enter_context(locked(settings.out))
-                open_run_folder(settings)  # another run may have ended while data and teacher were loaded
-                sweep(settings.out / "checkpoints")
+                    lock = held.enter_context(locked(out))
+                look()  # another run may have ended while data and teacher were loaded
+                sweep(out / "checkpoints")
             except (InputError, RunError) as error:
                 refused = error
         if any(runtime.largest([float(refused is not None)])):

@@ -5,15 +5,18 @@ One may fail or end earlier than the others. Each is what it would be alone, bit
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from typing import NoReturn
 
 from tinyseed.data.loader import TrainingBatch, TrainingViews, training_batches
 from tinyseed.engine.log import DivergedError, Log, show
 from tinyseed.engine.monitor import Monitor
 from tinyseed.engine.run import Run, build_learner, claimed, settle
-from tinyseed.engine.run_folder import Quarantine, RunFolder
+from tinyseed.engine.run_folder import Quarantine, RunFolder, open_run_folder
+from tinyseed.engine.runtime import Runtime
 from tinyseed.engine.shared import Shared, open_shared
+from tinyseed.engine.students import Index
 from tinyseed.errors import InputError, RunError
 from tinyseed.methods.catalog import spec_of
 from tinyseed.methods.distillation import Distillation
@@ -28,12 +31,19 @@ class Runs:
     Attributes:
         shared: what they have in common.
         all: the runs, those that have failed or are finished among them.
+        index: of their folder, where there are several.
+        views: how an image becomes the views that the methods take.
+
+    Raises:
+        InputError: they do not take the same.
     """
 
-    def __init__(self, shared: Shared, runs: Sequence[Run]) -> None:
+    def __init__(self, shared: Shared, runs: Sequence[Run], index: Index | None) -> None:
         self.shared = shared
         self.all = tuple(runs)
-        self._together: list[Run] = []
+        self.index = index
+        self.views = views_of(runs, shared)
+        self._sharing: list[Run] = []
         # Of several processes all have to end a run at the same time; what one of them meets ends them all.
         self._isolated = RunError if shared.runtime.group.size == 1 else DivergedError
 
@@ -41,6 +51,12 @@ class Runs:
     def step(self) -> int:
         """Steps done by those that are furthest behind; the others join when their step comes."""
         return min((run.step for run in self.all if run.going and not run.done), default=0)
+
+    @property
+    def together(self) -> list[Run]:
+        """Those that take the next step."""
+        step = self.step
+        return [run for run in self.all if run.going and not run.done and run.step == step]
 
     def restore(self) -> None:
         """Continue where the last checkpoints were written; the time is that of the run that is furthest behind.
@@ -59,11 +75,10 @@ class Runs:
             Stopped: a signal asked to stop, and all were saved.
         """
         self.finish(request)
-        step = self.step
-        together = [run for run in self.all if run.going and not run.done and run.step == step]
-        if together != self._together:
+        together = self.together
+        if together != self._sharing:
             share_queues(together)
-            self._together = together
+            self._sharing = together
         return together
 
     def each(self, runs: Iterable[Run], work: Callable[[Run], object]) -> None:
@@ -74,22 +89,15 @@ class Runs:
                     work(run)
                 except self._isolated as error:
                     run.error = error
-                    if len(self.all) > 1:
+                    if self.index is not None:
                         run.log.say(f"failed: {error}")
+                        self.note()
 
-    @property
-    def views(self) -> TrainingViews:
-        """How an image becomes the views that the methods take.
-
-        Raises:
-            InputError: they do not take the same.
-        """
-        settings, data = self.shared.settings, self.shared.data
-        first, *others = (run.method.views(settings.image_size) for run in self.all)
-        if any(other != first for other in others):
-            remedy = "these runs look at different views of the images; train each by itself"
-            raise InputError(settings.out, remedy, argument="out")
-        return TrainingViews(data.source, first, settings.seed, data.training, data.reader)
+    def note(self, *, ended: bool = False) -> None:
+        """Note in the index how far the runs are."""
+        if self.index is not None and self.shared.runtime.is_main:
+            with suppress(RunError):  # a full disk: the folders say the same
+                self.index.write(self.all, ended=ended)
 
     def batches(self) -> Generator[TrainingBatch, None, None]:
         """This process' batches from the current step on, on its device; waiting for them is timed."""
@@ -113,9 +121,9 @@ class Runs:
                     began = time.perf_counter()
                     batch = next(loaded)
                     waited = time.perf_counter() - began
-                    for run in self._together:
+                    for run in self.together:
                         run.log.waited += waited
-                    self.each(self._together, lambda run, bad=batch.bad: run.log.quarantine.add(bad))
+                    self.each(self.together, lambda run, bad=batch.bad: run.log.quarantine.add(bad))
                     yield batch.to(shared.runtime.device)
                 step += 1
 
@@ -190,6 +198,22 @@ class Runs:
         done = [run for run in self.all if run.going and run.done]
         self.evaluate(done, request)
         self.each(done, Run.finish)
+        if done:
+            self.note()
+
+
+def views_of(runs: Sequence[Run], shared: Shared) -> TrainingViews:
+    """How an image becomes the views that the methods of all runs take.
+
+    Raises:
+        InputError: they do not take the same.
+    """
+    settings, data = shared.settings, shared.data
+    first, *others = (run.method.views(settings.image_size) for run in runs)
+    if any(other != first for other in others):
+        remedy = "these runs look at different views of the images; train each by itself"
+        raise InputError(settings.out, remedy, argument="out")
+    return TrainingViews(data.source, first, settings.seed, data.training, data.reader)
 
 
 def share_queues(runs: Sequence[Run]) -> None:
@@ -202,13 +226,16 @@ def share_queues(runs: Sequence[Run]) -> None:
 
 
 @contextmanager
-def open_runs(settings: Mapping[str, TrainSettings], *, quiet: bool) -> Iterator[Runs]:
+def open_runs(
+    settings: Mapping[str, TrainSettings], index: Index | None = None, *, quiet: bool
+) -> Iterator[Runs]:
     """Set runs up, or restore them from their last checkpoints; progress is shown until the context is left.
 
     Nothing is written to a folder before all of every run is known to be right.
 
     Args:
         settings: of each run by its name, which is empty for a single one.
+        index: of their folder, where there are several.
         quiet: whether to show no progress.
 
     Raises:
@@ -217,7 +244,13 @@ def open_runs(settings: Mapping[str, TrainSettings], *, quiet: bool) -> Iterator
     shared = open_shared(next(iter(settings.values())))
     runtime = shared.runtime
     with ExitStack() as held:
-        locks = [held.enter_context(claimed(of_run, runtime)) for of_run in settings.values()]
+        if index is not None:
+            _refuse_shared_scale(runtime)
+            held.enter_context(claimed(index.out, runtime, index.look))
+        locks = [
+            held.enter_context(claimed(of_run.out, runtime, partial(open_run_folder, of_run)))
+            for of_run in settings.values()
+        ]
         progress = held.enter_context(Progress(quiet=quiet or not runtime.is_main))
         settled = {name: settle(of_run, RunFolder(of_run.out), shared) for name, of_run in settings.items()}
         learners = [build_learner(of_run, shared) for of_run in settled.values()]
@@ -240,11 +273,29 @@ def open_runs(settings: Mapping[str, TrainSettings], *, quiet: bool) -> Iterator
                     settled.items(), learners, monitors, locks, strict=True
                 )
             ],
+            index,
         )
         runs.restore()
         for run in runs.all:
             run.begin()
-        yield runs
+        runs.note()
+        try:
+            yield runs
+        finally:
+            runs.note(ended=True)
+
+
+def _refuse_shared_scale(runtime: Runtime) -> None:
+    """Refuse float16, whose loss scale belongs to the process: one student's overflow would change the others' steps.
+
+    Raises:
+        InputError: float16 was asked for.
+    """
+    if runtime.precision == "16":
+        remedy = (
+            "float16 scales the losses of all students together; give bf16 or 32, or train each by itself"
+        )
+        raise InputError(16, remedy, argument="precision")
 
 
 def introduce(settings: Mapping[str, TrainSettings], shared: Shared, progress: Progress) -> None:

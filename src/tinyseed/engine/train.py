@@ -21,6 +21,7 @@ from tinyseed.engine.processes import connected
 from tinyseed.engine.run import Run
 from tinyseed.engine.run_folder import Metrics, open_run_folder
 from tinyseed.engine.runs import open_runs
+from tinyseed.engine.students import Index
 from tinyseed.errors import RunError, argument
 from tinyseed.locks import refuse_held
 from tinyseed.methods.base import StepOutput
@@ -46,13 +47,41 @@ def train(settings: TrainSettings, *, quiet: bool = False) -> Metrics:
     return outcome
 
 
-def train_together(
+def train_students(
     settings: Mapping[str, TrainSettings], *, quiet: bool = False
+) -> dict[str, Metrics | RunError]:
+    """Train several students with one teacher, or one with several settings, in folders beside each other.
+
+    Args:
+        settings: of each run by its name, as `settings.several.several` makes them.
+        quiet: whether to show no progress.
+
+    Returns:
+        As `train_together`; runs that were finished before are not trained again.
+
+    Raises:
+        InputError: settings, data or folders are wrong; nothing was trained.
+        RunError: all runs failed for the same reason; their last checkpoints are intact.
+        Stopped: a signal asked to stop; the runs were saved.
+    """
+    index = Index(settings)
+    with argument("out"):
+        refuse_held(index.out)
+    index.look()
+    finished = index.finished()
+    remaining = {name: of_run for name, of_run in settings.items() if name not in finished}
+    outcomes = finished | train_together(remaining, index, quiet=quiet)
+    return {name: outcomes[name] for name in settings}
+
+
+def train_together(
+    settings: Mapping[str, TrainSettings], index: Index | None = None, *, quiet: bool = False
 ) -> dict[str, Metrics | RunError]:
     """Train runs on the same views of the same images; each is what it would be alone, and leaves its own folder.
 
     Args:
         settings: of each run by its name; they differ only in what a student has for itself.
+        index: of their common folder, where there are several.
         quiet: whether to show no progress.
 
     Returns:
@@ -68,7 +97,7 @@ def train_together(
         with argument("out"):
             refuse_held(of_run.out)
         open_run_folder(of_run)
-    with connected(), open_runs(settings, quiet=quiet) as runs, stop_request() as request:
+    with connected(), open_runs(settings, index, quiet=quiet) as runs, stop_request() as request:
         runs.evaluate([run for run in runs.all if run.evaluation_missing], request)
         with closing(runs.batches()) as batches:
             while going := runs.next(request):

@@ -33,6 +33,7 @@ class SeedSettings(DistillSettings):
     projector: Literal["mlp", "linear"] = "mlp"
     """The student's head onto the teacher's dimension."""
 
+    OWN: ClassVar = frozenset({"queue_size", "student_temperature", "teacher_temperature", "projector"})
     RANGES: ClassVar = {
         "queue_size": QUEUE_SIZES,
         "student_temperature": Range(0, LARGEST, above=True),
