@@ -28,8 +28,8 @@ from tinyseed.checkpoints.saved import save_encoder
 from tinyseed.data.decode import decode
 from tinyseed.data.render import IMAGENET_MEAN, IMAGENET_STD, normalize, render_view
 from tinyseed.data.sources import open_source
-from tinyseed.engine.run import Run, open_run
-from tinyseed.engine.run_folder import RunFolder
+from tinyseed.engine.run import Run
+from tinyseed.engine.runs import Runs, open_runs
 from tinyseed.engine.train import train_step
 from tinyseed.methods.seed import SeedSettings
 from tinyseed.models.backbones import build_backbone
@@ -92,25 +92,30 @@ def measure(case: Case, folder: Path, given: argparse.Namespace) -> dict:
         log_every=10**9,
         workers=given.workers if given.workers == "auto" else int(given.workers),
     )
-    with open_run(settings, RunFolder(settings.out), quiet=True) as run:
-        return compare(run, case, turns, steps)
+    with open_runs({"": settings}, quiet=True) as runs:
+        return compare(runs, case, turns, steps)
 
 
-def compare(run: Run, case: Case, turns: int, steps: int) -> dict:
+def compare(runs: Runs, case: Case, turns: int, steps: int) -> dict:
     """Steps of the training loop and bare steps of its networks, in turns."""
+    (run,) = runs.all
     fill(run)
-    batches = run.batches()
+    batches = runs.batches()
     bare = bare_step(run, case)
+
+    def step() -> None:
+        run.took(*train_step([run], batches))
+
     for _ in range(3):
-        train_step(run, batches, 0.01)
+        step()
         bare()
     whole_times, bare_times, waited = [], [], []
     for _ in range(turns):
         run.log.restart()
-        whole_times.append(timed(lambda: train_step(run, batches, 0.01), steps) / case.batch)
+        whole_times.append(timed(step, steps) / case.batch)
         waited.append(run.log.waited / steps / case.batch)
         bare_times.append(timed(bare, steps) / case.batch)
-    parts = dissect(run, batches, steps, case)
+    parts = dissect(runs, batches, steps, case)
     whole, base = statistics.median(whole_times), statistics.median(bare_times)
     print(
         f"\n{case.name}  (batch {case.batch}, queue {case.queue:,}, {run.settings.precision}, "
@@ -193,8 +198,9 @@ def timed(step, repetitions: int) -> float:
     return (time.perf_counter() - began) / repetitions
 
 
-def dissect(run: Run, batches, steps: int, case: Case) -> dict[str, float]:
+def dissect(runs: Runs, batches, steps: int, case: Case) -> dict[str, float]:
     """Each part of the main process' work by itself, after its inputs are ready."""
+    (run,) = runs.all
     batch = next(batches)
     view = render_view(batch.pixels[0], batch.draws[0])
     student = nn.functional.normalize(torch.randn(case.batch, run.method.teacher.dim), dim=1).requires_grad_()
@@ -216,10 +222,10 @@ def dissect(run: Run, batches, steps: int, case: Case) -> dict[str, float]:
     for name, work in works.items():
         work()
         parts[name] = 1000 * timed(work, steps) / case.batch
-    views = run.views
+    views = runs.views
     request = next(run.plan.requests(0))
-    views[request]
-    parts["read, decode, crop (worker)"] = 1000 * timed(lambda: views[request], 3) / case.batch
+    views.batch(request)
+    parts["read, decode, crop (worker)"] = 1000 * timed(lambda: views.batch(request), 3) / case.batch
     return parts
 
 

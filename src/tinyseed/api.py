@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -11,8 +11,8 @@ from tinyseed.checkpoints.public import ModelDescription
 from tinyseed.checkpoints.saved import load_encoder
 from tinyseed.detection.export import export_detectron2 as write_detectron2
 from tinyseed.engine.run_folder import Metrics
-from tinyseed.engine.train import train
-from tinyseed.errors import MISSING, InputError, argument
+from tinyseed.engine.train import train, train_students
+from tinyseed.errors import MISSING, InputError, RunError, argument
 from tinyseed.evaluation.report import Report
 from tinyseed.evaluation.run import evaluate as run_evaluation
 from tinyseed.evaluations import find_evaluation
@@ -23,6 +23,7 @@ from tinyseed.models.spec import ModelSpec, Output
 from tinyseed.models.teacher import Teacher
 from tinyseed.recipes import settings_of
 from tinyseed.settings.base import aliases
+from tinyseed.settings.several import several
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -41,26 +42,47 @@ __all__ = [
 ]
 
 
-def distill(*, data: Paths, teacher: str | Path, student: str, out: str | Path, **settings: Any) -> Metrics:  # noqa: ANN401
+def distill(
+    *,
+    data: Paths,
+    teacher: str | Path,
+    student: str | Sequence[str],
+    out: str | Path,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    **settings: Any,  # noqa: ANN401
+) -> Metrics | dict[str, Metrics]:
     """Train a small student on unlabeled images to reproduce a frozen teacher's representation.
 
     Args:
         data: folders, Parquet files, or text files of paths.
         teacher: a run folder, a checkpoint file or its URL, or a model name.
-        student: a model name (timm's, or torchvision/NAME).
-        out: folder to write the run to.
+        student: a model name (timm's, or torchvision/NAME), or several, which learn from the same pass of the teacher.
+        out: folder to write the run to; of several runs, the folder of their folders.
+        grid: values of a student's settings, such as `{"teacher_temperature": [0.01, 0.1]}`: a run for each of them,
+            or for each combination.
         settings: further settings, named as the flags of `tinyseed distill` (`epochs=20`, `image_size=64`);
             `recipe="seed-imagenet"` provides those that are not given.
 
     Returns:
-        The metrics of summary.json.
+        The metrics of summary.json; of several runs, by their names.
 
     Raises:
         InputError: a setting, path or model is wrong.
-        RunError: the run failed; its last checkpoint is intact.
+        RunError: the run failed, or one of several, after the others have ended; its last checkpoint is intact.
     """
-    given = {"data": data, "teacher": teacher, "student": student, "out": out, **settings}
-    return train(_filled(SEED.settings, given, SEED.command))
+    students = [student] if isinstance(student, str) else list(student)
+    if not students:
+        raise InputError(MISSING, "give at least one network", argument="student")
+    given = {"data": data, "teacher": teacher, "student": students[0], "out": out, **settings}
+    filled = _filled(SEED.settings, given, SEED.command)
+    if len(students) == 1 and not grid:
+        return train(filled)
+    values = {field.name: getattr(filled, field.name) for field in dataclasses.fields(filled)}
+    outcomes = train_students(several(SEED.settings, values, students, grid or {}))
+    failed = [f"{name}: {error}" for name, error in outcomes.items() if isinstance(error, RunError)]
+    if failed:
+        raise RunError("; ".join(failed))
+    return {name: metrics for name, metrics in outcomes.items() if not isinstance(metrics, RunError)}
 
 
 def pretrain(

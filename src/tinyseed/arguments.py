@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from tinyseed.errors import MISSING, InputError, references_as
-from tinyseed.settings.base import aliases, flag
+from tinyseed.settings.base import flag
+from tinyseed.settings.several import GRID_HELP, grid_of, require_own, several
+from tinyseed.settings.train import TrainSettings
 from tinyseed.text import one_line
 
 Settings = TypeVar("Settings")
+Kind = TypeVar("Kind", bound=TrainSettings)
 
 _KINDS: dict[type, str] = {int: "an integer", float: "a number", str: "a text", Path: "a path"}
 _METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
@@ -70,6 +73,62 @@ def parse(
         UsageError: an unknown flag (the closest is offered), a missing one, or a value of the wrong kind.
     """
     parser = _parser(settings, command, example, about, defaults or {})
+    return settings(**_values(parser, arguments, command, example))
+
+
+def parse_several(
+    settings: type[Kind],
+    arguments: Sequence[str],
+    *,
+    command: str,
+    example: str,
+    about: str,
+    defaults: Mapping[str, Any] | None = None,
+) -> Kind | dict[str, Kind]:
+    """The same for a command that can train several networks, or a grid of settings: `settings.several.several`.
+
+    Returns:
+        The settings of the only run, or of each by its name.
+
+    Raises:
+        UsageError: as `parse`.
+        InputError: the grid is wrong.
+    """
+    network = settings.NETWORK
+    parser = _parser(settings, command, example, about, defaults or {}, several=network)
+    help_text = " ".join(references_as(GRID_HELP, flag).split())
+    parser.add_argument("--grid", nargs="+", default=[], metavar="NAME=VALUE,VALUE", help=help_text)
+    values = _values(parser, arguments, command, example)
+    students: tuple[str, ...] = values.pop(network)
+    typed = grid_of(values.pop("grid"))
+    if len(students) == 1 and not typed:
+        values[network] = students[0]
+        return settings(**values)
+    return several(settings, values, students, _converted(settings, typed))
+
+
+def _converted(settings: type[TrainSettings], typed: Mapping[str, Sequence[str]]) -> dict[str, list[Any]]:
+    """The values of a grid, as their flags would take them."""
+    hints = typing.get_type_hints(settings)
+    grid: dict[str, list[Any]] = {}
+    for given, texts in typed.items():
+        name = require_own(given, settings)
+        convert = _switch if hints[name] is bool else converter(hints[name])
+        try:
+            grid[name] = [convert(text) for text in texts]
+        except argparse.ArgumentTypeError as error:
+            raise InputError(f"{name}={','.join(texts)}", str(error), argument="grid") from None
+    return grid
+
+
+def _switch(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text or repr(text)}: give true or false")
+    return text == "true"
+
+
+def _values(parser: _Parser, arguments: Sequence[str], command: str, example: str) -> dict[str, Any]:
+    """The values of the flags; several are a tuple."""
     try:
         filled, unknown = parser.parse_known_args(list(arguments))
     except _ParseError as error:
@@ -78,15 +137,13 @@ def parse(
         typed = typed.partition("/")[0]
         raise UsageError(value, remedy or f"see {command} --help", argument=typed) from None
     if unknown:
-        remedy = _closest(unknown[0], settings, command)
+        remedy = _closest(unknown[0], parser, command)
         raise UsageError(" ".join(unknown[1:2]) or "given", remedy, argument=unknown[0])
     values = vars(filled)
     missing = [name for name, value in values.items() if value is dataclasses.MISSING]
     if missing:
         raise UsageError(MISSING, f"give it, as in: {example}", argument=flag(missing[0]))
-    return settings(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    )
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def value_of(typed: str, arguments: Sequence[str]) -> str | None:
@@ -104,7 +161,9 @@ def value_of(typed: str, arguments: Sequence[str]) -> str | None:
     return found
 
 
-def _parser(settings: type, command: str, example: str, about: str, defaults: Mapping[str, Any]) -> _Parser:
+def _parser(
+    settings: type, command: str, example: str, about: str, defaults: Mapping[str, Any], *, several: str = ""
+) -> _Parser:
     # argparse prints its usage line first; the example matters more, so it takes that place.
     parser = _Parser(
         prog=command,
@@ -121,7 +180,8 @@ def _parser(settings: type, command: str, example: str, about: str, defaults: Ma
     fields = dataclasses.fields(_dataclass(settings))
     for field in sorted(fields, key=lambda field: not _required(field)):
         default = dataclasses.MISSING if _required(field) else field.default
-        _add(parser, field, hints[field.name], helps.get(field.name, ""), defaults.get(field.name, default))
+        hint = tuple[hints[field.name], ...] if field.name == several else hints[field.name]
+        _add(parser, field, hint, helps.get(field.name, ""), defaults.get(field.name, default))
     return parser
 
 
@@ -224,8 +284,7 @@ def _dataclass(settings: type) -> Any:  # noqa: ANN401
     return settings
 
 
-def _closest(unknown: str, settings: type, command: str) -> str:
-    flags = [flag(field.name) for field in dataclasses.fields(_dataclass(settings))]
-    flags += [flag(name) for name in aliases(settings)]
+def _closest(unknown: str, parser: _Parser, command: str) -> str:
+    flags = [typed for action in parser._actions for typed in action.option_strings if len(typed) > 2]
     close = difflib.get_close_matches(unknown, flags, n=1)
     return f"unknown flag; did you mean {close[0]}?" if close else f"unknown flag; see {command} --help"

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from tinyseed.arguments import UsageError, parse, value_of, with_flags
+from tinyseed.arguments import UsageError, parse, parse_several, value_of, with_flags
 from tinyseed.errors import InputError, RunError, first_line, references_as, remedy_of
 from tinyseed.files import json_text
 from tinyseed.settings.base import flag
@@ -22,6 +22,7 @@ from tinyseed.text import one_line, shown
 
 if TYPE_CHECKING:
     from tinyseed.methods.base import MethodSpec
+    from tinyseed.settings.train import TrainSettings
 
 Result = TypeVar("Result")
 
@@ -154,7 +155,7 @@ def _train(spec: "MethodSpec", rest: Sequence[str], example: str) -> int:
     from tinyseed.recipes import settings_of
 
     name = value_of("--recipe", rest)
-    settings = parse(
+    settings = (parse_several if spec.has_teacher else parse)(
         spec.settings,
         rest,
         command=f"tinyseed {spec.command}",
@@ -162,12 +163,27 @@ def _train(spec: "MethodSpec", rest: Sequence[str], example: str) -> int:
         about=f"{spec.about}.",
         defaults={} if name is None else settings_of(name, spec.command),
     )
+    if isinstance(settings, dict):
+        return _train_students(settings)
     from tinyseed.engine.train import train
 
     train(settings)
     _show(settings.out / spec.model_file)
     _show(settings.out / "report.html")
     return 0
+
+
+def _train_students(settings: "dict[str, TrainSettings]") -> int:
+    """Train several students; returns 1 if one of them has failed."""
+    from tinyseed.engine.students import table
+    from tinyseed.engine.train import train_students
+
+    outcomes = train_students(settings)
+    _show(table(settings, outcomes))
+    failed = {name: error for name, error in outcomes.items() if isinstance(error, RunError)}
+    for name, error in failed.items():
+        _say(f"error: {name}: {with_flags(error)}")
+    return 1 if failed else 0
 
 
 def _evaluate(rest: Sequence[str]) -> int:

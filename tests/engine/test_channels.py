@@ -76,9 +76,9 @@ def finished(tiles, tmp_path_factory):
     seen = []
     real = engine.train_step
 
-    def watched(run, batches, lr):
-        outputs = real(run, batches, lr)
-        seen.append(run)
+    def watched(runs, batches):
+        outputs = real(runs, batches)
+        seen.append(runs[0])
         return outputs
 
     engine.train_step = watched
@@ -180,9 +180,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(tiles, tmp_path, monkeypatch):
     train(config(tiles, tmp_path / "whole"), quiet=True)
     real = engine.train_step
 
-    def stops_in_the_second(run, batches, lr):
-        outputs = real(run, batches, lr)
-        if run.step == 1:
+    def stops_in_the_second(runs, batches):
+        outputs = real(runs, batches)
+        if runs[0].step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return outputs
 
@@ -191,7 +191,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tiles, tmp_path, monkeypatch):
         train(config(tiles, tmp_path / "broken"), quiet=True)
     monkeypatch.undo()
     # A resumed run takes the figures that it began with; it does not measure them anew.
-    monkeypatch.setattr("tinyseed.engine.run.measured", None)
+    monkeypatch.setattr("tinyseed.engine.shared.measured", None)
     train(config(tiles, tmp_path / "broken", resume=True), quiet=True)
     whole, broken = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["module"]

@@ -97,9 +97,9 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(photos, tmp_path, mon
     train(config(kind, photos, whole, **short), quiet=True)
     real_step = engine.train_step
 
-    def stops_in_the_ninth(run, batches, lr):
-        outputs = real_step(run, batches, lr)
-        if run.step == 8:
+    def stops_in_the_ninth(runs, batches):
+        outputs = real_step(runs, batches)
+        if runs[0].step == 8:
             os.kill(os.getpid(), signal.SIGTERM)
         return outputs
 
@@ -121,9 +121,9 @@ def test_prototypes_stand_still_in_the_first_epoch_and_then_move(photos, tmp_pat
     seen = []
     real_step = engine.train_step
 
-    def looks(run, batches, lr):
-        outputs = real_step(run, batches, lr)
-        seen.append(run.method.module.prototypes.weight.detach().clone())
+    def looks(runs, batches):
+        outputs = real_step(runs, batches)
+        seen.append(runs[0].method.module.prototypes.weight.detach().clone())
         return outputs
 
     monkeypatch.setattr(engine, "train_step", looks)

@@ -222,9 +222,9 @@ def test_a_stopped_run_resumes_and_equals_the_unbroken_one(photos, tmp_path, mon
 
     real_step = engine.train_step
 
-    def stops_in_the_fourth(run, batches, lr):
-        outputs = real_step(run, batches, lr)
-        if run.step == 3:
+    def stops_in_the_fourth(runs, batches):
+        outputs = real_step(runs, batches)
+        if runs[0].step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return outputs
 
@@ -243,7 +243,7 @@ def test_a_stopped_run_resumes_and_equals_the_unbroken_one(photos, tmp_path, mon
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(photos, tmp_path, monkeypatch):
     from tinyseed.engine import train as engine
 
-    def dies(run, batches, lr):
+    def dies(runs, batches):
         raise MemoryError
 
     train(distill_config(photos, tmp_path / "whole"), quiet=True)
@@ -287,11 +287,11 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step(photos, tmp_path, mo
 
     real_step = engine.train_step
 
-    def breaks_in_the_ninth(run, batches, lr):
-        if run.step == 8:
+    def breaks_in_the_ninth(runs, batches):
+        if runs[0].step == 8:
             with torch.no_grad():
-                next(run.method.module.parameters()).fill_(float("nan"))
-        return real_step(run, batches, lr)
+                next(runs[0].method.module.parameters()).fill_(float("nan"))
+        return real_step(runs, batches)
 
     monkeypatch.setattr(engine, "train_step", breaks_in_the_ninth)
     out = tmp_path / "run"

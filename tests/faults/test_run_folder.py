@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import tinyseed
 from tinyseed.engine import checkpoint
-from tinyseed.engine import run as engine
+from tinyseed.engine import runs as engine
 from tinyseed.engine.run_folder import Quarantine, RunFolder
 from tinyseed.engine.train import train
 from tinyseed.engine.usable_teacher import IMAGES_ALIKE, require_usable
@@ -124,14 +124,14 @@ def test_whatever_breaks_under_a_finite_loss_the_run_goes_on_from_the_last_good_
             breaks(breaking.run)
 
     breaking.steps = 0
-    init = engine.Run.batches
+    init = engine.Runs.batches
 
     def batches(self):
-        breaking.run = self
+        breaking.run = self.all[0]
         return init(self)
 
     monkeypatch.setattr(Seed, "advance", breaking)
-    monkeypatch.setattr(engine.Run, "batches", batches)
+    monkeypatch.setattr(engine.Runs, "batches", batches)
     out = tmp_path / "run"
     with pytest.raises(RunError, match=r"is not finite after step 8; the last good checkpoint is .*`resume`"):
         train(settings(photos, out), quiet=True)
@@ -425,14 +425,14 @@ def test_a_line_that_cannot_be_written_whole_is_taken_back(tmp_path, monkeypatch
 @pytest.mark.slow
 def test_an_end_by_minutes_at_an_end_of_an_epoch_is_evaluated_once(photos, tmp_path, monkeypatch):
     """Only after the evaluation the processes agree that the time is over."""
-    real = engine.Run.agree
+    real = engine.Runs.agree
 
-    def over(self, request):
-        agreed = real(self, request)
-        self.clock.elapsed = 61.0 if self.step == 8 else 0.01
+    def over(self, runs, request):
+        agreed = real(self, runs, request)
+        self.shared.clock.elapsed = 61.0 if runs[0].step == 8 else 0.01
         return agreed
 
-    monkeypatch.setattr(engine.Run, "agree", over)
+    monkeypatch.setattr(engine.Runs, "agree", over)
     train(settings(photos, tmp_path / "run", max_minutes=1.0, epochs=100), quiet=True)
     assert [line["step"] for line in lines(tmp_path / "run") if "loss" not in line] == [0, 4, 8]
 

@@ -4,6 +4,7 @@ It is evaluated on held-out images, by the same code and on the same images as i
 """
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,6 +94,12 @@ class Monitor:
         if teacher is not None:
             assert isinstance(settings, DistillSettings)
             self._measure_teacher(teacher, teacher_bands(settings, teacher.input))
+
+    def listing(self, quarantine: Quarantine) -> "Monitor":
+        """The same monitor, with what it knows of the teacher; it lists unreadable images in another place."""
+        other = copy(self)
+        other.quarantine = quarantine
+        return other
 
     def measure(self, method: Method) -> Metrics:
         """k-NN, neighbor agreement, effective rank and the method's own metrics of the network as it is now.

@@ -1,41 +1,37 @@
 """A run: what it consists of, and how it starts, is evaluated, saved, resumed and finished."""
 
 import time
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from tinyseed.checkpoints.load import load_teacher
 from tinyseed.checkpoints.saved import save_encoder
-from tinyseed.data.loader import Plan, TrainingBatch, TrainingViews, keep_freed_memory, training_batches
-from tinyseed.data.readers import BandReader
-from tinyseed.data.split import sample
+from tinyseed.data.loader import Plan
 from tinyseed.engine import checkpoint
-from tinyseed.engine.data import MEASURED_ON, RunData, measured, open_data
+from tinyseed.engine.data import RunData
 from tinyseed.engine.lineage import lineage
-from tinyseed.engine.log import Log
-from tinyseed.engine.made_from import MadeFrom
+from tinyseed.engine.log import DivergedError, Log
 from tinyseed.engine.monitor import Monitor
 from tinyseed.engine.optim import build_optimizer, restore_optimizer, scaled_lr
-from tinyseed.engine.run_folder import Metrics, Quarantine, RunFolder, finite, open_run_folder
-from tinyseed.engine.runtime import Runtime, share_statistics, start, worker_count
+from tinyseed.engine.run_folder import Metrics, RunFolder, finite
+from tinyseed.engine.runtime import Runtime, share_statistics
 from tinyseed.engine.schedule import Schedule
+from tinyseed.engine.shared import Clock, Shared
 from tinyseed.errors import InputError, RunError, argument, first_line
 from tinyseed.files import flush, sweep, write_json, write_text
 from tinyseed.finite import first_non_finite
 from tinyseed.locks import Lock, locked
-from tinyseed.methods.base import Forward, Method, MethodSpec, Setup
+from tinyseed.methods.base import Forward, Method, MethodSpec, Setup, StepOutput
 from tinyseed.methods.catalog import spec_of
-from tinyseed.methods.distillation import teacher_bands
-from tinyseed.models.teacher import Teacher
-from tinyseed.progress import Progress, duration
+from tinyseed.progress import duration
 from tinyseed.report.page import write_report
-from tinyseed.settings.train import DistillSettings, TrainSettings
+from tinyseed.settings.train import TrainSettings
 from tinyseed.signals import Stopped, StopRequest
 
 
@@ -53,59 +49,55 @@ class Learner:
     schedule: Schedule
 
 
-@dataclass
-class Clock:
-    """The time of a run.
-
-    Attributes:
-        elapsed: seconds of training done, the same on all processes.
-        began: when this process would have begun, had it never been interrupted.
-        saved_at: when the last checkpoint was written.
-    """
-
-    elapsed: float = 0.0
-    began: float = 0.0
-    saved_at: float = field(default_factory=time.monotonic)
-
-    def start(self) -> None:
-        """Count from here."""
-        self.began = time.monotonic() - self.elapsed
-
-    @property
-    def now(self) -> float:
-        """Seconds of training done, by this process' clock."""
-        return time.monotonic() - self.began
-
-    def overdue(self, minutes: float) -> bool:
-        """Whether the last checkpoint is older than this."""
-        return time.monotonic() - self.saved_at > minutes * 60
-
-
-@dataclass
+@dataclass(eq=False)
 class Run:
-    """A run in progress: `step` and `clock` advance, the rest is set up once.
+    """A run in progress: `step` advances, the rest is set up once. It trains alone, or together with others.
 
     Attributes:
         settings: complete; nothing in them is "auto".
+        shared: what it has in common with the runs that train together with it.
         lock: on the folder; the first process has it for all.
-        made_from: the images and the teacher, to be recognized when the run is resumed.
         step: optimizer steps done.
         evaluations: on the first process, the lines of metrics.jsonl that evaluations wrote.
+        error: what has ended it before its time.
+        summary: what is in summary.json, once it is finished.
     """
 
     settings: TrainSettings
-    folder: RunFolder
-    runtime: Runtime
-    data: RunData
-    plan: Plan
+    shared: Shared
     learner: Learner
     monitor: Monitor
     log: Log
     lock: Lock | None
-    made_from: MadeFrom
-    clock: Clock = field(default_factory=Clock)
     step: int = 0
     evaluations: list[Metrics] = field(default_factory=list)
+    error: RunError | None = None
+    summary: Metrics | None = None
+
+    @property
+    def folder(self) -> RunFolder:
+        """Its files."""
+        return self.log.folder
+
+    @property
+    def runtime(self) -> Runtime:
+        """Where it computes."""
+        return self.shared.runtime
+
+    @property
+    def data(self) -> RunData:
+        """Its images."""
+        return self.shared.data
+
+    @property
+    def plan(self) -> Plan:
+        """Which images make which batch."""
+        return self.shared.plan
+
+    @property
+    def clock(self) -> Clock:
+        """Its time."""
+        return self.shared.clock
 
     @property
     def method(self) -> Method:
@@ -148,43 +140,42 @@ class Run:
         return self.epoch_ended and self.epoch % self.settings.evaluate_every == 0 and not self.done
 
     @property
-    def views(self) -> TrainingViews:
-        """How an image becomes the views that the method takes."""
-        wanted = self.method.views(self.settings.image_size)
-        data = self.data
-        return TrainingViews(data.source, wanted, self.settings.seed, data.training, data.reader)
+    def going(self) -> bool:
+        """Whether it has neither failed nor been finished."""
+        return self.error is None and self.summary is None
 
-    def batches(self) -> Generator[TrainingBatch, None, None]:
-        """This process' batches from the current step on, on its device; waiting for them is timed."""
-        on_gpu = self.runtime.device.type == "cuda"
-        workers = worker_count(self.settings.workers, on_gpu)
-        loaded = training_batches(
-            self.views, self.plan, first_step=self.step, workers=workers, pin_memory=on_gpu
-        )
-        self.clock.start()
-        self.log.restart()
-        with closing(loaded):
-            while True:
-                began = time.perf_counter()
-                batch = next(loaded)
-                self.log.waited += time.perf_counter() - began
-                self.log.quarantine.add(batch.bad)
-                yield batch.to(self.runtime.device)
+    @property
+    def outcome(self) -> Metrics | RunError:
+        """How it ended."""
+        if self.error is not None:
+            return self.error
+        assert self.summary is not None
+        return self.summary
 
-    def write_log(self, lr: float) -> None:
-        """Write a line of metrics.jsonl and show it.
+    def took(self, outputs: Sequence[StepOutput]) -> None:
+        """Count a step of the optimizer."""
+        self.log.add(outputs)
+        self.step += 1
+
+    def write_log(self) -> None:
+        """Write a line of metrics.jsonl.
 
         Raises:
-            RunError: the loss of a step since the last line was NaN or infinite.
+            DivergedError: the loss of a step since the last line was NaN or infinite.
+            RunError: the line cannot be written.
         """
         window = self.log.window(self.step, self.settings.batch_size)
+        lr = self.learner.optimizer.param_groups[0]["lr"]
         metrics = {"step": self.step, "epoch": self.epoch, "lr": lr, **window}
         self.require_folder()
         if self.runtime.is_main:
             self.folder.log(metrics)
-        total = self.total_steps
-        seconds_left = self.clock.elapsed / self.step * (total - self.step)
-        self.log.show(metrics, total, seconds_left, final=self.done)
+        self.log.written = metrics
+
+    @property
+    def seconds_left(self) -> float:
+        """How long the run will still take at the pace so far."""
+        return self.clock.elapsed / self.step * (self.total_steps - self.step)
 
     @property
     def evaluation_missing(self) -> bool:
@@ -201,9 +192,10 @@ class Run:
     def evaluate(self, request: StopRequest) -> None:
         """Evaluate the network on held-out images and log it, once per step; the first process does it for all.
 
+        A signal that asks to stop interrupts it; the evaluation is then done when the run is resumed.
+
         Raises:
-            RunError: a weight is not finite.
-            Stopped: a signal asked to stop, and the run was saved; the evaluation is done when it is resumed.
+            DivergedError: a weight is not finite.
         """
         self.require_finite()
         self.require_folder()
@@ -217,10 +209,6 @@ class Run:
                 self.evaluations.append(line)
                 self.log.evaluated(self.epoch, metrics)
         self.runtime.barrier()
-        (number,) = self.runtime.largest([float(request.number)])
-        if number:
-            self.save_and_stop(int(number))
-        self.log.restart()
 
     def state(self) -> dict[str, Any]:
         """State dicts of all that changes in training, by their names in a checkpoint."""
@@ -235,13 +223,13 @@ class Run:
         """Look at the losses that have not been logged yet, and at all state: a loss is older than its step's update.
 
         Raises:
-            RunError: on all processes, if something is not finite on one of them.
+            DivergedError: on all processes, if something is not finite on one of them.
         """
         self.log.require_finite(self.step)
         broken = first_non_finite(self.state())
         if any(self.runtime.largest([float(broken is not None)])):
             what = broken or "the state of another process"
-            raise RunError(f"{what} is not finite after step {self.step}; {self.log.way_out()}")
+            raise DivergedError(f"{what} is not finite after step {self.step}; {self.log.way_out()}")
 
     def require_folder(self) -> None:
         """Look whether the folder is still this run's, so that nothing is written elsewhere.
@@ -252,27 +240,12 @@ class Run:
         if self.lock is not None:
             self.lock.require()
 
-    def agree(self, request: StopRequest) -> tuple[int, bool]:
-        """Agree with the other processes on the time, the signal to stop at, and whether a checkpoint is due.
-
-        Clocks and signals differ between processes, steps and learning rates must not: the largest of each counts for
-        all. Several processes agree only where a line of the log is due.
-
-        Returns:
-            The number of the signal, 0 for none; and whether a checkpoint is due.
-        """
-        if not self.log_due and self.runtime.group.size > 1:
-            return 0, False
-        overdue = self.clock.overdue(self.settings.checkpoint_minutes)
-        here = [float(request.number), self.clock.now, float(overdue)]
-        number, self.clock.elapsed, due = self.runtime.largest(here)
-        return int(number), bool(due)
-
     def save(self) -> None:
         """Write the checkpoint, after the lines of metrics.jsonl that it continues.
 
         Raises:
-            RunError: a loss or a weight is not finite, or the checkpoint cannot be written.
+            DivergedError: a loss or a weight is not finite.
+            RunError: the checkpoint cannot be written.
         """
         self.require_finite()
         self.require_folder()
@@ -282,7 +255,7 @@ class Run:
                 elapsed=self.clock.elapsed,
                 images=len(self.data.training),
                 evaluations=self.evaluations,
-                made_from=self.made_from.as_json(),
+                made_from=self.shared.made_from.as_json(),
                 **self.state(),
             )
             flush(self.folder.metrics)
@@ -290,18 +263,8 @@ class Run:
         self.clock.saved_at = time.monotonic()
         self.runtime.barrier()
 
-    def save_and_stop(self, number: int) -> NoReturn:
-        """Save, since this signal asks to stop.
-
-        Raises:
-            Stopped: always.
-        """
-        self.save()
-        message = f"stopped at step {self.step} and saved; resume with `resume`"
-        raise Stopped(number, message if self.runtime.is_main else "")
-
-    def restore(self) -> None:
-        """Continue where the last checkpoint was written.
+    def restore(self) -> float:
+        """Continue where the last checkpoint was written; returns the seconds of training done until then.
 
         Raises:
             InputError: the checkpoint is broken, or images or teacher are others than the run began with.
@@ -311,7 +274,7 @@ class Run:
         if last.images != len(self.data.training):
             remedy = f"has {len(self.data.training)} training images; the run began with {last.images}"
             raise InputError(", ".join(self.settings.data), remedy, argument="data")
-        self.made_from.require(last.made_from, self.settings, self.data)
+        self.shared.made_from.require(last.made_from, self.settings, self.data)
         try:
             self.method.module.load_state_dict(last.module)
             self.method.load_state_dict(last.method)
@@ -326,15 +289,33 @@ class Run:
         if broken is not None:  # an earlier version of tinyseed did not look
             remedy = f"{broken} is not finite; give another `out` and a lower `lr` to train anew"
             raise InputError(self.folder.checkpoint, remedy, argument="resume")
-        self.step, self.clock.elapsed = last.step, last.elapsed
+        self.step = last.step
         if self.runtime.is_main:
             self.evaluations = self.folder.forget_after(self.step, last.evaluations)
             trained = f"epoch {self.epoch}, {duration(last.elapsed)} of training"
-            self.log.progress.say(f"resumed at step {self.step} ({trained})")
+            self.log.say(f"resumed at step {self.step} ({trained})")
+        return last.elapsed
 
-    def finish(self, request: StopRequest) -> Metrics:
-        """Evaluate once more, save, and write the model, summary.json and report.html; returns the summary."""
-        self.evaluate(request)
+    def begin(self) -> None:
+        """Write what is known before the first step: config.json, lineage.json, an empty quarantine.jsonl.
+
+        Raises:
+            RunError: a file cannot be written.
+        """
+        if self.runtime.is_main:
+            folder, settings = self.folder, self.settings
+            write_json(folder.config, {"command": spec_of(settings).command, **settings.as_json()})
+            if not folder.lineage.exists():
+                write_json(folder.lineage, lineage(settings, self.data, self.shared.teacher))
+            if not folder.quarantine.exists():
+                write_text(folder.quarantine, "")
+            if not folder.checkpoint.exists():
+                folder.forget_after(-1)  # of a run that was killed before its first checkpoint
+        self.runtime.barrier()
+        self.log.quarantine.begin()
+
+    def finish(self) -> None:
+        """Save, and write the model, summary.json and report.html; the last evaluation has been done."""
         self.save()
         self.require_folder()
         spec, encoder = spec_of(self.settings), self.method.encoder
@@ -344,7 +325,7 @@ class Run:
             write_json(self.folder.summary, summary)
             write_report(self.folder.path)
         self.runtime.barrier()
-        return summary
+        self.summary = summary
 
     def _summary(self, spec: MethodSpec) -> Metrics:
         """The last evaluation beside the one before the first step (random init), and what the run took."""
@@ -371,67 +352,13 @@ class Run:
 
 
 @contextmanager
-def open_run(settings: TrainSettings, folder: RunFolder, *, quiet: bool) -> Iterator[Run]:
-    """Set a run up, or restore it from its last checkpoint; its progress is shown until the context is left.
+def claimed(out: Path, runtime: Runtime, look: Callable[[], object]) -> Iterator[Lock | None]:
+    """A folder, held by the first process for all of them.
 
-    Nothing is written to the folder before all of the run is known to be right.
-
-    Raises:
-        InputError: data, teacher or settings are wrong, or another process has the folder.
-    """
-    keep_freed_memory()
-    data, spec = open_data(settings), spec_of(settings)
-    teacher = open_teacher(settings) if isinstance(settings, DistillSettings) else None
-    runtime = start(settings)
-    quiet = quiet or not runtime.is_main
-    with claimed(settings, runtime) as lock, Progress(quiet=quiet) as progress:
-        settings = settle(settings, folder, data, runtime)
-        plan = Plan(
-            images=data.training,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            micro_batches=settings.accumulate,
-            rank=runtime.group.rank,
-            processes=runtime.group.size,
-        )
-        method = spec.build(
-            Setup(settings, teacher, group=runtime.group, steps_per_epoch=plan.steps_per_epoch)
-        )
-        learner = build_learner(settings, method, plan, runtime)
-        progress.say(f"{spec.label}: {settings.networks}")
-        for note in data.notes:
-            progress.say(note)
-        progress.begin("step")
-        quarantine = Quarantine(folder, len(data.training), runtime.group.size)
-        run = Run(
-            settings=settings,
-            folder=folder,
-            runtime=runtime,
-            data=data,
-            plan=plan,
-            learner=learner,
-            monitor=Monitor(settings, data, runtime, quarantine, teacher),
-            log=Log(folder, runtime.group, progress, quarantine),
-            lock=lock,
-            made_from=MadeFrom.of(settings, data, teacher),
-        )
-        if run.monitor.note is not None:
-            progress.say(run.monitor.note)
-        resumed = folder.checkpoint.exists()
-        if resumed:
-            run.restore()
-        if runtime.is_main:
-            write_beginning(settings, folder, data, teacher)
-            if not resumed:
-                folder.forget_after(-1)  # of a run that was killed before its first checkpoint
-        runtime.barrier()
-        quarantine.begin()
-        yield run
-
-
-@contextmanager
-def claimed(settings: TrainSettings, runtime: Runtime) -> Iterator[Lock | None]:
-    """The run's folder, held by the first process for all of them.
+    Args:
+        out: the folder.
+        runtime: the processes.
+        look: refuses the folder where it is not as it should be.
 
     Raises:
         InputError: on all processes, if another run has the folder or has meanwhile written to it.
@@ -441,9 +368,9 @@ def claimed(settings: TrainSettings, runtime: Runtime) -> Iterator[Lock | None]:
         if runtime.is_main:
             try:
                 with argument("out"):
-                    lock = held.enter_context(locked(settings.out))
-                open_run_folder(settings)  # another run may have ended while data and teacher were loaded
-                sweep(settings.out / "checkpoints")
+                    lock = held.enter_context(locked(out))
+                look()  # another run may have ended while data and teacher were loaded
+                sweep(out / "checkpoints")
             except (InputError, RunError) as error:
                 refused = error
         if any(runtime.largest([float(refused is not None)])):
@@ -451,75 +378,20 @@ def claimed(settings: TrainSettings, runtime: Runtime) -> Iterator[Lock | None]:
         yield lock
 
 
-_OF_TEACHER = ("weights", "arch", "prefix", "output", "image_size", "mean", "std", "interpolation")
-"""Fields of a model's specification that are settings of the teacher."""
-
-
-def open_teacher(settings: DistillSettings) -> Teacher:
-    """The frozen teacher of a run.
-
-    Raises:
-        InputError: there is no such teacher, or it cannot see the images as the settings want.
-    """
-    size = settings.teacher_image_size
-    names = {name: f"teacher_{name}" for name in _OF_TEACHER}
-    with argument("teacher", **names):
-        teacher = load_teacher(
-            settings.teacher,
-            weights=settings.teacher_weights,
-            arch=settings.teacher_arch,
-            prefix=settings.teacher_prefix,
-            output=settings.teacher_output,
-            small_stem=settings.small_stem and settings.teacher_weights == "random",
-            image_size=settings.image_size if size == "auto" else size,
-            mean=settings.teacher_mean,
-            std=settings.teacher_std,
-            interpolation=settings.teacher_interpolation,
-            seed=settings.seed,
-        )
-    expected = teacher.input
-    if size not in ("auto", expected.size):
-        remedy = f"it has to be a multiple of {expected.multiple}; give {expected.size}"
-        if expected.fixed:
-            remedy = f"this teacher takes images of {expected.size} px only; give that"
-        raise InputError(size, remedy, argument="teacher_image_size")
-    teacher_bands(settings, expected)  # refuses wrong ones before anything is measured
-    return teacher
-
-
-def settle(settings: TrainSettings, folder: RunFolder, data: RunData, runtime: Runtime) -> TrainSettings:
+def settle(settings: TrainSettings, folder: RunFolder, shared: Shared) -> TrainSettings:
     """Replace each "auto" by what it comes to; a resumed run keeps what it began with."""
-    workers = worker_count(settings.workers, runtime.device.type == "cuda")
     mean, std = settings.channel_mean, settings.channel_std
-    if isinstance(data.reader, BandReader) and not mean:
+    if not mean:
         mean, std = (tuple(folder.settled(name) or ()) for name in ("channel_mean", "channel_std"))
         if not mean:
-            images = sample(data.training, MEASURED_ON, settings.seed, "channels")
-            mean, std = measured(data.source, images, data.reader, settings.image_size, workers)
-            both = runtime.largest([*mean, *std])  # the same for all processes to the last bit
-            mean, std = tuple(both[: len(mean)]), tuple(both[len(mean) :])
+            mean, std = shared.measured_channels
     settled = settings.replaced(
-        channel_mean=mean, channel_std=std, precision=runtime.precision, workers=workers
+        channel_mean=mean, channel_std=std, precision=shared.runtime.precision, workers=shared.workers
     )
     before = folder.settled("queue_size")
     if getattr(settings, "queue_size", None) == "auto" and before is not None:
         settled = settled.replaced(queue_size=before)
-    return settled.settled(len(data.training))
-
-
-def write_beginning(
-    settings: TrainSettings, folder: RunFolder, data: RunData, teacher: Teacher | None
-) -> None:
-    """Write what is known before the first step: config.json, lineage.json, an empty quarantine.jsonl.
-
-    Raises:
-        RunError: a file cannot be written.
-    """
-    write_json(folder.config, {"command": spec_of(settings).command, **settings.as_json()})
-    if not folder.lineage.exists():
-        write_json(folder.lineage, lineage(settings, data, teacher))
-    if not folder.quarantine.exists():
-        write_text(folder.quarantine, "")
+    return settled.settled(len(shared.data.training))
 
 
 def _warmup_start(settings: TrainSettings) -> float | None:
@@ -529,9 +401,21 @@ def _warmup_start(settings: TrainSettings) -> float | None:
     return settings.lr if settings.schedule == "cosine-epoch" else None
 
 
-def build_learner(settings: TrainSettings, method: Method, plan: Plan, runtime: Runtime) -> Learner:
-    """Move a method to the device; Fabric wraps its module (mixed precision, DDP) and its optimizer."""
-    spec = spec_of(settings)
+def build_learner(settings: TrainSettings, shared: Shared) -> Learner:
+    """Build a method on the device; Fabric wraps its module (mixed precision, DDP) and its optimizer.
+
+    Raises:
+        InputError: the settings name no network, or do not fit it.
+    """
+    spec, runtime, plan = spec_of(settings), shared.runtime, shared.plan
+    setup = Setup(
+        settings,
+        shared.teacher,
+        targets=shared.targets,
+        group=runtime.group,
+        steps_per_epoch=plan.steps_per_epoch,
+    )
+    method = spec.build(setup)
     if spec.sync_batch_norm:
         share_statistics(method.module, runtime)
     method.to(runtime.device)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from tinyseed.data.augmentation import View, ViewSettings, published
 from tinyseed.errors import MISSING, InputError
 from tinyseed.methods.base import Group, Method
-from tinyseed.methods.parts import contract, encoder, teacher, torch
+from tinyseed.methods.parts import contract, encoder, queues, teacher, torch
 from tinyseed.methods.views import FreshTargets, Targets
 from tinyseed.settings.base import words
 from tinyseed.settings.train import DistillSettings
@@ -41,6 +41,10 @@ class Distillation(Method):
         """Move the method's own state and the teacher to a device."""
         super().to(device)
         self._teacher.to(device).channels_last()
+
+    def teacher_queues(self) -> "tuple[queues.Queue, ...]":
+        """The queues that hold rows of the teacher only, so that students may have them in common."""
+        return ()
 
     @property
     def _teacher(self) -> "teacher.Teacher":

@@ -33,6 +33,7 @@ class SeedSettings(DistillSettings):
     projector: Literal["mlp", "linear"] = "mlp"
     """The student's head onto the teacher's dimension."""
 
+    OWN: ClassVar = frozenset({"queue_size", "student_temperature", "teacher_temperature", "projector"})
     RANGES: ClassVar = {
         "queue_size": QUEUE_SIZES,
         "student_temperature": Range(0, LARGEST, above=True),
@@ -87,6 +88,10 @@ class Seed(Distillation):
         for output in outputs:
             assert output.rows is not None
             self.queue.push(self.group.gather(output.rows))
+
+    def teacher_queues(self) -> "tuple[queues.Queue, ...]":
+        """The queue."""
+        return (self.queue,)
 
     def state(self) -> Mapping[str, Any]:
         """The queue; the teacher is frozen and has no state."""

@@ -106,6 +106,23 @@ class Queue:
         self._buffer = self._buffer.to(device)
         return self
 
+    def share(self, other: "Queue") -> bool:
+        """Keep the rows in the memory of another queue that has the same ones; returns whether it has.
+
+        From then on both are pushed the same rows, each before the other one is read: the second push writes what is
+        there already. Each queue keeps its own position, so one of them may be given up.
+        """
+        mine, its = (
+            (queue._filled, queue._next, queue.size, queue.dim, queue.dtype, queue.device)
+            for queue in (self, other)
+        )
+        if mine != its:
+            return False
+        if self._buffer is not other._buffer and not torch.equal(self.rows(), other.rows()):
+            return False
+        self._buffer = other._buffer
+        return True
+
     def state_dict(self) -> dict[str, Tensor]:
         """What restores the queue: the rows (the live buffer, not a copy) and two positions."""
         return {

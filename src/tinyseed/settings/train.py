@@ -145,6 +145,12 @@ class TrainSettings(ChannelSettings):
     NETWORK: ClassVar[str]
     """The field that names the network to train."""
 
+    OWN: ClassVar[frozenset[str]] = frozenset(
+        {"small_stem", "projector_hidden", "epochs", "optimizer", "lr", "final_lr", "schedule", "momentum"}
+        | {"weight_decay", "lars_scope", "warmup_epochs", "warmup_lr"}
+    )
+    """Settings of this class in which networks that are trained together, on the same views, may differ."""
+
     RANGES: ClassVar = {
         "epochs": MOST_EPOCHS,
         "max_minutes": Range(0, 60 * 24 * 3660, above=True),
@@ -245,6 +251,7 @@ class DistillSettings(TrainSettings):
     """Largest changes of brightness, contrast, saturation and hue. By default those of the augmentation."""
 
     NETWORK: ClassVar[str] = "student"
+    OWN: ClassVar = frozenset({"student"})
     RANGES: ClassVar = {
         "teacher_image_size": IMAGE_SIDES,
         "teacher_mean": Range(-1000, 1000),

@@ -1,0 +1,321 @@
+"""Runs that train together: they see the same batches, and one pass of the teacher serves all of them.
+
+One may fail or end earlier than the others. Each is what it would be alone, bit by bit.
+"""
+
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
+from typing import NoReturn
+
+from tinyseed.data.loader import TrainingBatch, TrainingViews, training_batches
+from tinyseed.engine.log import DivergedError, Log, show
+from tinyseed.engine.monitor import Monitor
+from tinyseed.engine.run import Run, build_learner, claimed, settle
+from tinyseed.engine.run_folder import Quarantine, RunFolder, open_run_folder
+from tinyseed.engine.runtime import Runtime
+from tinyseed.engine.shared import Shared, open_shared
+from tinyseed.engine.students import Index
+from tinyseed.errors import InputError, RunError
+from tinyseed.methods.catalog import spec_of
+from tinyseed.methods.distillation import Distillation
+from tinyseed.progress import Progress
+from tinyseed.settings.train import TrainSettings
+from tinyseed.signals import Stopped, StopRequest
+
+
+class Runs:
+    """The runs of one pass over the data; a single run is the case of one.
+
+    Attributes:
+        shared: what they have in common.
+        all: the runs, those that have failed or are finished among them.
+        index: of their folder, where there are several.
+        views: how an image becomes the views that the methods take.
+
+    Raises:
+        InputError: they do not take the same.
+    """
+
+    def __init__(self, shared: Shared, runs: Sequence[Run], index: Index | None) -> None:
+        self.shared = shared
+        self.all = tuple(runs)
+        self.index = index
+        self.views = views_of(runs, shared)
+        self._sharing: list[Run] = []
+        # Of several processes all have to end a run at the same time; what one of them meets ends them all.
+        self._isolated = RunError if shared.runtime.group.size == 1 else DivergedError
+
+    @property
+    def step(self) -> int:
+        """Steps done by those that are furthest behind; the others join when their step comes."""
+        return min((run.step for run in self.all if run.going and not run.done), default=0)
+
+    @property
+    def together(self) -> list[Run]:
+        """Those that take the next step."""
+        step = self.step
+        return [run for run in self.all if run.going and not run.done and run.step == step]
+
+    def restore(self) -> None:
+        """Continue where the last checkpoints were written; the time is that of the run that is furthest behind.
+
+        Raises:
+            InputError: a checkpoint is broken, or images or teacher are others than the run began with.
+        """
+        self.shared.clock.elapsed = min(
+            run.restore() if run.folder.checkpoint.exists() else 0.0 for run in self.all
+        )
+
+    def next(self, request: StopRequest) -> list[Run]:
+        """The runs that take the next step, none at the end; those that have done their last one are finished.
+
+        Raises:
+            Stopped: a signal asked to stop, and all were saved.
+        """
+        self.finish(request)
+        together = self.together
+        if together != self._sharing:
+            share_queues(together)
+            self._sharing = together
+        return together
+
+    def each(self, runs: Iterable[Run], work: Callable[[Run], object]) -> None:
+        """Do something for each run that is still going; an error ends that run only."""
+        for run in runs:
+            if run.going:
+                try:
+                    work(run)
+                except self._isolated as error:
+                    run.error = error
+                    if self.index is not None:
+                        run.log.say(f"failed: {error}")
+                        self.note()
+
+    def note(self, *, ended: bool = False) -> None:
+        """Note in the index how far the runs are."""
+        if self.index is not None and self.shared.runtime.is_main:
+            with suppress(RunError):  # a full disk: the folders say the same
+                self.index.write(self.all, ended=ended)
+
+    def batches(self) -> Generator[TrainingBatch, None, None]:
+        """This process' batches from the current step on, on its device; waiting for them is timed."""
+        self.shared.clock.start()
+        for run in self.all:
+            run.log.restart()
+        while True:
+            with closing(self._loaded(self.step)) as loaded:
+                yield from loaded
+
+    def _loaded(self, first_step: int) -> Generator[TrainingBatch, None, None]:
+        """Batches from a step on, for as long as the steps follow each other."""
+        shared, on_gpu = self.shared, self.shared.runtime.device.type == "cuda"
+        loaded = training_batches(
+            self.views, shared.plan, first_step=first_step, workers=shared.workers, pin_memory=on_gpu
+        )
+        step = first_step
+        with closing(loaded):
+            while step == self.step:  # else the last run that was behind has ended
+                for _ in range(shared.settings.accumulate):
+                    began = time.perf_counter()
+                    batch = next(loaded)
+                    waited = time.perf_counter() - began
+                    for run in self.together:
+                        run.log.waited += waited
+                    self.each(self.together, lambda run, bad=batch.bad: run.log.quarantine.add(bad))
+                    yield batch.to(shared.runtime.device)
+                step += 1
+
+    def write_logs(self, runs: Sequence[Run]) -> None:
+        """Where a line of the log is due, write one for each run and show them as progress."""
+        self.each(runs, lambda run: run.write_log() if run.log_due else None)
+        shown = [run for run in runs if run.going and run.log_due]
+        if shown:
+            longest = max(shown, key=lambda run: run.total_steps)
+            logs = [run.log for run in shown]
+            show(logs, longest.total_steps, longest.seconds_left, final=longest.done)
+
+    def evaluate(self, runs: Iterable[Run], request: StopRequest) -> None:
+        """Evaluate runs on held-out images.
+
+        Raises:
+            Stopped: a signal asked to stop, and all were saved; the evaluation is done when they are resumed.
+        """
+        evaluated = list(runs)
+        self.each(evaluated, lambda run: run.evaluate(request))
+        if evaluated:
+            (number,) = self.shared.runtime.largest([float(request.number)])
+            if number:
+                self.save_and_stop(int(number))
+        for run in evaluated:
+            run.log.restart()
+
+    def agree(self, runs: Sequence[Run], request: StopRequest) -> tuple[int, bool]:
+        """Agree with the other processes on the time, the signal to stop at, and whether checkpoints are due.
+
+        Clocks and signals differ between processes, steps and learning rates must not: the largest of each counts for
+        all. Several processes agree only where a line of the log is due.
+
+        Returns:
+            The number of the signal, 0 for none; and whether checkpoints are due.
+        """
+        runtime, clock = self.shared.runtime, self.shared.clock
+        if runtime.group.size > 1 and not runs[0].log_due:
+            return 0, False
+        overdue = clock.overdue(self.shared.settings.checkpoint_minutes)
+        here = [float(request.number), clock.now, float(overdue)]
+        number, clock.elapsed, due = runtime.largest(here)
+        return int(number), bool(due)
+
+    def save(self, runs: Iterable[Run]) -> None:
+        """Write the checkpoints of runs."""
+        self.each(runs, Run.save)
+
+    def save_and_stop(self, number: int) -> NoReturn:
+        """Save, since this signal asks to stop.
+
+        Raises:
+            Stopped: always.
+            RunError: the only run cannot be saved.
+        """
+        going = [run for run in self.all if run.going]
+        step = min(run.step for run in going)
+        self.save(
+            run for run in going if run.step == step
+        )  # the others have come from a checkpoint, and wait
+        if len(self.all) == 1 and self.all[0].error is not None:
+            raise self.all[0].error
+        message = f"stopped at step {step} and saved; resume with `resume`"
+        raise Stopped(number, message if self.shared.runtime.is_main else "")
+
+    def finish(self, request: StopRequest) -> None:
+        """Evaluate those runs once more that have done their last step, and write their models and reports.
+
+        Raises:
+            Stopped: a signal asked to stop, and all were saved.
+        """
+        done = [run for run in self.all if run.going and run.done]
+        self.evaluate(done, request)
+        self.each(done, Run.finish)
+        if done:
+            self.note()
+
+
+def views_of(runs: Sequence[Run], shared: Shared) -> TrainingViews:
+    """How an image becomes the views that the methods of all runs take.
+
+    Raises:
+        InputError: they do not take the same.
+    """
+    settings, data = shared.settings, shared.data
+    first, *others = (run.method.views(settings.image_size) for run in runs)
+    if any(other != first for other in others):
+        remedy = "these runs look at different views of the images; train each by itself"
+        raise InputError(settings.out, remedy, argument="out")
+    return TrainingViews(data.source, first, settings.seed, data.training, data.reader)
+
+
+def share_queues(runs: Sequence[Run]) -> None:
+    """Let students whose queues have the same rows of the teacher keep them in the same memory."""
+    queues = [
+        queue for run in runs if isinstance(run.method, Distillation) for queue in run.method.teacher_queues()
+    ]
+    for place, queue in enumerate(queues):
+        any(queue.share(earlier) for earlier in queues[:place])
+
+
+@contextmanager
+def open_runs(
+    settings: Mapping[str, TrainSettings], index: Index | None = None, *, quiet: bool
+) -> Iterator[Runs]:
+    """Set runs up, or restore them from their last checkpoints; progress is shown until the context is left.
+
+    Nothing is written to a folder before all of every run is known to be right.
+
+    Args:
+        settings: of each run by its name, which is empty for a single one.
+        index: of their folder, where there are several.
+        quiet: whether to show no progress.
+
+    Raises:
+        InputError: data, teacher or settings are wrong, or another process has a folder.
+    """
+    shared = open_shared(next(iter(settings.values())))
+    runtime = shared.runtime
+    with ExitStack() as held:
+        if index is not None:
+            _refuse_shared_scale(runtime)
+            held.enter_context(claimed(index.out, runtime, index.look))
+        locks = [
+            held.enter_context(claimed(of_run.out, runtime, partial(open_run_folder, of_run)))
+            for of_run in settings.values()
+        ]
+        progress = held.enter_context(Progress(quiet=quiet or not runtime.is_main))
+        settled = {name: settle(of_run, RunFolder(of_run.out), shared) for name, of_run in settings.items()}
+        learners = [build_learner(of_run, shared) for of_run in settled.values()]
+        introduce(settled, shared, progress)
+        monitors = open_monitors(settled, shared)
+        if monitors[0].note is not None:
+            progress.say(monitors[0].note)
+        runs = Runs(
+            shared,
+            [
+                Run(
+                    settings=of_run,
+                    shared=shared,
+                    learner=learner,
+                    monitor=monitor,
+                    log=Log(RunFolder(of_run.out), runtime.group, progress, monitor.quarantine, name=name),
+                    lock=lock,
+                )
+                for (name, of_run), learner, monitor, lock in zip(
+                    settled.items(), learners, monitors, locks, strict=True
+                )
+            ],
+            index,
+        )
+        runs.restore()
+        for run in runs.all:
+            run.begin()
+        runs.note()
+        try:
+            yield runs
+        finally:
+            runs.note(ended=True)
+
+
+def _refuse_shared_scale(runtime: Runtime) -> None:
+    """Refuse float16, whose loss scale belongs to the process: one student's overflow would change the others' steps.
+
+    Raises:
+        InputError: float16 was asked for.
+    """
+    if runtime.precision == "16":
+        remedy = (
+            "float16 scales the losses of all students together; give bf16 or 32, or train each by itself"
+        )
+        raise InputError(16, remedy, argument="precision")
+
+
+def introduce(settings: Mapping[str, TrainSettings], shared: Shared, progress: Progress) -> None:
+    """Say what is trained, and on what."""
+    first = next(iter(settings.values()))
+    networks = first.networks if len(settings) == 1 else f"{len(settings)} runs, {', '.join(settings)}"
+    progress.say(f"{spec_of(first).label}: {networks}")
+    for note in shared.data.notes:
+        progress.say(note)
+    progress.begin("step")
+
+
+def open_monitors(settings: Mapping[str, TrainSettings], shared: Shared) -> list[Monitor]:
+    """A monitor for each run, which lists unreadable images in its folder; the teacher is measured once for all.
+
+    Raises:
+        InputError: the teacher tells no images apart.
+    """
+    images, processes = len(shared.data.training), shared.runtime.group.size
+    quarantines = [Quarantine(RunFolder(of_run.out), images, processes) for of_run in settings.values()]
+    of_first = next(iter(settings.values()))
+    first = Monitor(of_first, shared.data, shared.runtime, quarantines[0], shared.teacher)
+    return [first, *(first.listing(quarantine) for quarantine in quarantines[1:])]
