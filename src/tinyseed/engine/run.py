@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from tinyseed.checkpoints.load import load_teacher
+from tinyseed.checkpoints.known import known_teacher
 from tinyseed.checkpoints.saved import save_encoder
 from tinyseed.data.loader import Plan, TrainingBatch, TrainingViews, keep_freed_memory, training_batches
 from tinyseed.data.readers import BandReader
@@ -25,13 +25,15 @@ from tinyseed.engine.optim import build_optimizer, restore_optimizer, scaled_lr
 from tinyseed.engine.run_folder import Metrics, Quarantine, RunFolder, finite, open_run_folder
 from tinyseed.engine.runtime import Runtime, share_statistics, start, worker_count
 from tinyseed.engine.schedule import Schedule
+from tinyseed.engine.teacher_cache import Kept, opened
 from tinyseed.errors import InputError, RunError, argument, first_line
 from tinyseed.files import flush, sweep, write_json, write_text
 from tinyseed.finite import first_non_finite
 from tinyseed.locks import Lock, locked
 from tinyseed.methods.base import Forward, Method, MethodSpec, Setup
 from tinyseed.methods.catalog import spec_of
-from tinyseed.methods.distillation import teacher_bands
+from tinyseed.methods.distillation import Distillation, teacher_bands
+from tinyseed.models.spec import ModelSpec
 from tinyseed.models.teacher import Teacher
 from tinyseed.progress import Progress, duration
 from tinyseed.report.page import write_report
@@ -91,6 +93,7 @@ class Run:
         made_from: the images and the teacher, to be recognized when the run is resumed.
         step: optimizer steps done.
         evaluations: on the first process, the lines of metrics.jsonl that evaluations wrote.
+        kept: the teacher's vectors and crops on disk, where they are kept.
     """
 
     settings: TrainSettings
@@ -106,6 +109,8 @@ class Run:
     clock: Clock = field(default_factory=Clock)
     step: int = 0
     evaluations: list[Metrics] = field(default_factory=list)
+    kept: Kept | None = None
+    said: set[str] = field(default_factory=set)
 
     @property
     def method(self) -> Method:
@@ -150,9 +155,16 @@ class Run:
     @property
     def views(self) -> TrainingViews:
         """How an image becomes the views that the method takes."""
-        wanted = self.method.views(self.settings.image_size)
-        data = self.data
-        return TrainingViews(data.source, wanted, self.settings.seed, data.training, data.reader)
+        data, settings = self.data, self.settings
+        return TrainingViews(
+            source=data.source,
+            views=self.method.views(settings.image_size),
+            seed=settings.views_seed,
+            candidates=data.training,
+            reader=data.reader,
+            epochs=settings.view_epochs,
+            kept=None if self.kept is None else self.kept.crops,
+        )
 
     def batches(self) -> Generator[TrainingBatch, None, None]:
         """This process' batches from the current step on, on its device; waiting for them is timed."""
@@ -169,7 +181,15 @@ class Run:
                 batch = next(loaded)
                 self.log.waited += time.perf_counter() - began
                 self.log.quarantine.add(batch.bad)
+                self.say_once(batch.note)
                 yield batch.to(self.runtime.device)
+                self.say_once("" if self.kept is None else self.kept.targets.note)
+
+    def say_once(self, note: str) -> None:
+        """Show a note that stays, unless it has been shown before; every process may have one."""
+        if note and note not in self.said:
+            self.said.add(note)
+            self.log.progress.say(note)
 
     def write_log(self, lr: float) -> None:
         """Write a line of metrics.jsonl and show it.
@@ -384,7 +404,7 @@ def open_run(settings: TrainSettings, folder: RunFolder, *, quiet: bool) -> Iter
     teacher = open_teacher(settings) if isinstance(settings, DistillSettings) else None
     runtime = start(settings)
     quiet = quiet or not runtime.is_main
-    with claimed(settings, runtime) as lock, Progress(quiet=quiet) as progress:
+    with claimed(settings, runtime) as lock, Progress(quiet=quiet) as progress, ExitStack() as held:
         settings = settle(settings, folder, data, runtime)
         plan = Plan(
             images=data.training,
@@ -397,9 +417,10 @@ def open_run(settings: TrainSettings, folder: RunFolder, *, quiet: bool) -> Iter
         method = spec.build(
             Setup(settings, teacher, group=runtime.group, steps_per_epoch=plan.steps_per_epoch)
         )
+        kept = held.enter_context(kept_for(settings, runtime, data, method))
         learner = build_learner(settings, method, plan, runtime)
         progress.say(f"{spec.label}: {settings.networks}")
-        for note in data.notes:
+        for note in (*data.notes, *(() if kept is None else kept.notes)):
             progress.say(note)
         progress.begin("step")
         quarantine = Quarantine(folder, len(data.training), runtime.group.size)
@@ -414,6 +435,7 @@ def open_run(settings: TrainSettings, folder: RunFolder, *, quiet: bool) -> Iter
             log=Log(folder, runtime.group, progress, quarantine),
             lock=lock,
             made_from=MadeFrom.of(settings, data, teacher),
+            kept=kept,
         )
         if run.monitor.note is not None:
             progress.say(run.monitor.note)
@@ -427,6 +449,25 @@ def open_run(settings: TrainSettings, folder: RunFolder, *, quiet: bool) -> Iter
         runtime.barrier()
         quarantine.begin()
         yield run
+
+
+@contextmanager
+def kept_for(
+    settings: TrainSettings, runtime: Runtime, data: RunData, method: Method
+) -> Iterator[Kept | None]:
+    """The teacher's vectors and crops that a run keeps; its method then takes its targets from there.
+
+    Raises:
+        InputError: the folder was filled from something else, or the disk is too small.
+    """
+    if not (isinstance(settings, DistillSettings) and isinstance(method, Distillation)):
+        yield None
+        return
+    assert method.teacher is not None
+    with opened(settings, runtime, data, method.teacher, method.views(settings.image_size)) as kept:
+        if kept is not None:
+            method.targets = kept.targets
+        yield kept
 
 
 @contextmanager
@@ -464,18 +505,20 @@ def open_teacher(settings: DistillSettings) -> Teacher:
     size = settings.teacher_image_size
     names = {name: f"teacher_{name}" for name in _OF_TEACHER}
     with argument("teacher", **names):
-        teacher = load_teacher(
-            settings.teacher,
-            weights=settings.teacher_weights,
-            arch=settings.teacher_arch,
-            prefix=settings.teacher_prefix,
-            output=settings.teacher_output,
-            small_stem=settings.small_stem and settings.teacher_weights == "random",
-            image_size=settings.image_size if size == "auto" else size,
-            mean=settings.teacher_mean,
-            std=settings.teacher_std,
-            interpolation=settings.teacher_interpolation,
-            seed=settings.seed,
+        teacher = known_teacher(
+            ModelSpec(
+                settings.teacher,
+                weights=settings.teacher_weights,
+                arch=settings.teacher_arch,
+                prefix=settings.teacher_prefix,
+                output=settings.teacher_output,
+                small_stem=settings.small_stem and settings.teacher_weights == "random",
+                image_size=settings.image_size if size == "auto" else size,
+                mean=settings.teacher_mean,
+                std=settings.teacher_std,
+                interpolation=settings.teacher_interpolation,
+                seed=settings.seed,
+            )
         )
     expected = teacher.input
     if size not in ("auto", expected.size):
@@ -504,6 +547,8 @@ def settle(settings: TrainSettings, folder: RunFolder, data: RunData, runtime: R
     before = folder.settled("queue_size")
     if getattr(settings, "queue_size", None) == "auto" and before is not None:
         settled = settled.replaced(queue_size=before)
+    if isinstance(settled, DistillSettings):
+        settled = settled.replaced(view_seed=settled.views_seed)
     return settled.settled(len(data.training))
 
 
