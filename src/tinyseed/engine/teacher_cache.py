@@ -24,6 +24,7 @@ from tinyseed.methods.distillation import teacher_bands
 from tinyseed.models.teacher import Teacher
 from tinyseed.progress import duration
 from tinyseed.settings.train import DistillSettings
+from tinyseed.text import size_text
 
 VECTORS, CROPS = "teacher-vectors", "crops"
 """Folders of the cache folder in which they are kept, each under the digest of its key."""
@@ -198,7 +199,7 @@ class _Forecast:
         row_bytes = sum(array.row_bytes for array in arrays)
         self._require_space(folder, missing * row_bytes)
         share = 1 - missing / (views * len(images))
-        size = _bytes(views * len(images) * row_bytes)
+        size = size_text(views * len(images) * row_bytes)
         line = f"{title}: {views} {'view' if views == 1 else 'views'} of {len(images):,} images, {size} in {folder}"
         if not missing:
             return f"{line}; all there"
@@ -213,9 +214,7 @@ class _Forecast:
         except OSError:
             return
         if needed > max(0, free - _RESERVE):
-            remedy = (
-                f"needs {_bytes(needed)}, and its disk has {_bytes(free)} free; give one on a larger disk"
-            )
+            remedy = f"needs {size_text(needed)}, and its disk has {size_text(free)} free; give one on a larger disk"
             raise InputError(folder, f"{remedy}, or fewer `cache_views`")
 
 
@@ -235,15 +234,3 @@ def _note_speed(origin: _Origin, targets: CachedTargets) -> None:
         known = json.loads(origin.speed_at.read_text(encoding="utf-8"))
     with suppress(RunError, TypeError):
         write_json(origin.speed_at, known | {origin.speed_name: round(speed, 2)})
-
-
-def _bytes(number: float) -> str:
-    """In decimal units, as disks are sold.
-
-    >>> _bytes(7_480_000), _bytes(512)
-    ('7.5 MB', '512 bytes')
-    """
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return f"{number:.0f} bytes"
