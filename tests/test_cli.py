@@ -51,7 +51,10 @@ def test_help_of_each_verb_shows_an_example_first(capsys, verb, begins):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("destill",), "verb: destill: give one of distill, pretrain, evaluate, recipes, teachers, demo"),
+        (
+            ("destill",),
+            "verb: destill: give one of distill, pretrain, evaluate, recipes, teachers, cache, demo",
+        ),
         (("pretrain", "byol"), "method: byol: give one of moco-v1, moco-v2, simclr, swav"),
         (("evaluate", "magic"), "evaluation: magic: give one of knn"),
         (("distill",), "--data: missing: give it, as in: tinyseed distill"),

@@ -13,6 +13,7 @@ import pytest
 import tinyseed
 from tinyseed import cli
 from tinyseed.arguments import parse
+from tinyseed.caches import CacheSettings, FreeSettings
 from tinyseed.evaluations import EVALUATIONS
 from tinyseed.methods.catalog import METHODS
 from tinyseed.settings.base import aliases, flag
@@ -26,6 +27,8 @@ SETTINGS = {
     **{f"evaluate {spec.name}": spec.settings for spec in EVALUATIONS},
     "teachers FILE": TeachersSettings,
     "demo": DemoSettings,
+    "cache": CacheSettings,
+    "cache free": FreeSettings,
 }
 
 

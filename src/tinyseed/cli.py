@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, TypeVar
 
 from tinyseed.arguments import UsageError, parse, parse_several, value_of, with_flags
@@ -259,6 +260,36 @@ def _teachers(rest: Sequence[str]) -> int:
     raise AssertionError
 
 
+def _cache(rest: Sequence[str]) -> int:
+    from tinyseed import caches
+
+    example = VERBS["cache"].example
+    match list(rest):
+        case ["free", *given]:
+            names = list(takewhile(lambda typed: not typed.startswith("-"), given))
+            wanted = parse(
+                caches.FreeSettings,
+                given[len(names) :],
+                command="tinyseed cache free NAME…",
+                example="tinyseed cache free --older-than 30",
+                about="Free what is kept on disk between runs: by the names that `tinyseed cache` lists, or by age.",
+            )
+            wanted.check()
+            _show(caches.freed(_named("NAME", lambda: caches.free(names, wanted))))
+        case given:
+            folder = given[0] if given and not given[0].startswith("-") else None
+            settings = parse(
+                caches.CacheSettings,
+                given if folder is None else given[1:],
+                command="tinyseed cache [FOLDER]",
+                example=example,
+                about="List what is kept on disk between runs. tinyseed cache free NAME… frees it.",
+            )
+            listed = _named("FOLDER", lambda: caches.entries(folder))
+            _show(json_text(caches.as_json(listed), indent=2) if settings.json else caches.table(listed))
+    return 0
+
+
 def _demo(rest: Sequence[str]) -> int:
     from tinyseed.settings.demo import DemoSettings
 
@@ -319,6 +350,12 @@ VERBS = {
         "show what a checkpoint is, and how it is used as a teacher",
         "tinyseed teachers moco_v2_800ep_pretrain.pth.tar",
         _teachers,
+    ),
+    "cache": Verb(
+        "cache [free NAME…]",
+        "list what is kept on disk between runs, and free it",
+        "tinyseed cache",
+        _cache,
     ),
     "demo": Verb(
         "demo",

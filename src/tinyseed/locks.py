@@ -204,3 +204,69 @@ def _remove_empty(folders: list[Path]) -> None:
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
+
+
+USED = ".used"
+"""Name of the lock file of a folder that several processes may use at once; its time of change is that of the last
+use."""
+
+
+class Use:
+    """A folder that this process uses, together with others: as long as one does, nobody removes it."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle: int | None = handle
+
+    def close(self) -> None:
+        """End the use."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+def in_use(folder: Path) -> Use | None:
+    """Use a folder together with other processes; None where it cannot be marked.
+
+    By `flock`, which also tells users of one process apart; child processes share their parent's.
+    """
+    try:
+        handle = os.open(folder / USED, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError:
+        return None
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        os.utime(handle)
+    return Use(handle)
+
+
+def is_used(folder: Path) -> bool:
+    """Whether a process uses a folder now."""
+    try:
+        handle = os.open(folder / USED, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except _BUSY:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(handle)
+    return False
+
+
+@contextmanager
+def alone(folder: Path, name: str) -> Iterator[None]:
+    """Wait until nobody else is here, for something short; where a file system knows no locks, go on.
+
+    Raises:
+        OSError: the lock file cannot be made.
+    """
+    handle = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

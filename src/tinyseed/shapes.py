@@ -36,6 +36,9 @@ Embeddings = Float[Tensor, "n d"]
 Rows = Float[Tensor, "k d"]
 """Unit rows of the queue."""
 
+Patches = Float[Tensor, "n p c"]
+"""A vector for each patch of an image."""
+
 Scalar = Float[Tensor, ""]
 
 Interpolation = Literal["bilinear", "bicubic"]

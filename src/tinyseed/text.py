@@ -130,3 +130,15 @@ def _without_middle(text: str, length: int) -> str:
         return text
     end = length // 3
     return f"{text[: length - end - 1]}…{text[-end:]}"
+
+
+def size_text(number: float) -> str:
+    """Bytes in decimal units, as disks are sold.
+
+    >>> size_text(7_480_000), size_text(512)
+    ('7.5 MB', '512 bytes')
+    """
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number:.0f} bytes"

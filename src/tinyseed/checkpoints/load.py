@@ -69,7 +69,7 @@ def _load_model(spec: ModelSpec) -> Encoder:
     if text.startswith(RANDOM):
         text = text.removeprefix(RANDOM)
         spec = replace(spec, name=text, weights="random")
-    path = _as_path(text)
+    path = path_of(text)
     if path is not None:
         if spec.weights is not None and path.exists():
             why = f"{text} has weights of its own; leave these out"
@@ -101,7 +101,7 @@ def describe_model(spec: ModelSpec | str | Path, **fields: Any) -> ModelDescript
 
 def _describe(spec: ModelSpec) -> ModelDescription:
     text = str(spec.name)
-    path = _as_path(text)
+    path = path_of(text)
     if path is not None:
         return _open(path, spec)[1]
     if text.startswith(PREFIX):
@@ -184,8 +184,12 @@ def _open(path: Path, spec: ModelSpec) -> tuple[Encoder, ModelDescription]:
     return with_output(encoder, spec.output, path), replace(described, size=size)
 
 
-def _as_path(text: str) -> Path | None:
-    """The file or folder that a text means, downloaded where it is a URL; None where it is a model's name."""
+def path_of(text: str) -> Path | None:
+    """The file or folder that a text means, downloaded where it is a URL; None where it is a model's name.
+
+    Raises:
+        InputError: it cannot be downloaded.
+    """
     if text in BUNDLED:
         return BUNDLED[text]
     if is_url(text):

@@ -25,6 +25,7 @@ from tinyseed.data.base import Source
 from tinyseed.data.crop import CROP_DRAWS
 from tinyseed.data.decode import BadImage
 from tinyseed.data.draws import ViewDraws, draw_view
+from tinyseed.data.kept import KeptCrops
 from tinyseed.data.readers import RGB, Planes, Reader
 from tinyseed.data.workers import in_processes, in_worker
 from tinyseed.errors import RunError, first_line, remedy_of
@@ -52,6 +53,7 @@ class TrainingBatch:
         indices: positions of the images in their source.
         epoch: epoch at which the views' randomness is addressed.
         given_up: whether too many images in a row could not be read; the batch is then empty.
+        note: what people should know, once.
     """
 
     pixels: tuple[CropPixels, ...]
@@ -60,6 +62,7 @@ class TrainingBatch:
     epoch: int
     bad: tuple[BadRecord, ...] = ()
     given_up: bool = False
+    note: str = ""
 
     def pin_memory(self) -> "TrainingBatch":
         """Move to page-locked memory, so that transfers to a GPU overlap with computation."""
@@ -132,8 +135,11 @@ class TrainingViews:
 
     Attributes:
         views: the views per image (one for SEED, two for MoCo).
+        seed: of the views.
         candidates: positions from which substitutes for unreadable images are drawn.
         reader: how images are decoded and cropped.
+        epochs: after how many epochs the views repeat; None: never.
+        kept: crops of earlier epochs or runs, where they are kept.
     """
 
     source: Source
@@ -141,6 +147,8 @@ class TrainingViews:
     seed: int
     candidates: NDArray[np.int64]
     reader: Reader = RGB
+    epochs: int | None = None
+    kept: KeptCrops | None = None
 
     def batch(self, request: Request) -> TrainingBatch:
         """The batch; empty where too many images in a row cannot be read.
@@ -148,6 +156,8 @@ class TrainingViews:
         Raises:
             RunError: memory, open files or the file system fail.
         """
+        if self.epochs is not None:
+            request = replace(request, epoch=request.epoch % self.epochs)
         draws = self._crop_draws(request.epoch, request.indices)
         images = in_threads(
             lambda place: self._readable(request, place, draws[:, place]), range(len(request.indices))
@@ -164,20 +174,30 @@ class TrainingViews:
             draw_view(view.settings, self.seed, request.epoch, indices, number)
             for number, view in enumerate(self.views)
         )
-        return TrainingBatch(pixels, draws_of_views, torch.from_numpy(indices), request.epoch, bad)
+        note = "" if self.kept is None else self.kept.note
+        return TrainingBatch(pixels, draws_of_views, torch.from_numpy(indices), request.epoch, bad, note=note)
 
     def _readable(self, request: "Request", place: int, draws: NDArray[np.float64]) -> "_Cropped":
         """Crops of the image at this place of the batch, or of the first readable substitute."""
         index, bad = int(request.indices[place]), []
         for attempt in range(SUBSTITUTES_TRIED):
             try:
-                views = self.reader.random_views(self.source.read(index), draws, self.views)
-                return _Cropped(index, tuple(views), tuple(bad))
+                return _Cropped(index, self._cropped(request.epoch, index, draws), tuple(bad))
             except (BadImage, OSError, MemoryError) as error:
                 bad.append(_bad(self.source, index, error))
             index = self._substitute(request, place, attempt)
             draws = self._crop_draws(request.epoch, np.array([index]))[:, 0]
         return _Cropped(index, (), tuple(bad))
+
+    def _cropped(self, epoch: int, index: int, draws: NDArray[np.float64]) -> tuple[Planes, ...]:
+        """The crops of one image: those that are kept, or cut out of the image."""
+        found = None if self.kept is None else self.kept.find(epoch, index)
+        if found is not None:
+            return found
+        views = tuple(self.reader.random_views(self.source.read(index), draws, self.views))
+        if self.kept is not None:
+            self.kept.keep(epoch, index, views)
+        return views
 
     def _crop_draws(self, epoch: int, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         names = [f"crop-{view}" for view in range(len(self.views))]

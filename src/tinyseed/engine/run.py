@@ -31,7 +31,7 @@ from tinyseed.methods.base import Forward, Method, MethodSpec, Setup, StepOutput
 from tinyseed.methods.catalog import spec_of
 from tinyseed.progress import duration
 from tinyseed.report.page import write_report
-from tinyseed.settings.train import TrainSettings
+from tinyseed.settings.train import DistillSettings, TrainSettings
 from tinyseed.signals import Stopped, StopRequest
 
 
@@ -391,6 +391,8 @@ def settle(settings: TrainSettings, folder: RunFolder, shared: Shared) -> TrainS
     before = folder.settled("queue_size")
     if getattr(settings, "queue_size", None) == "auto" and before is not None:
         settled = settled.replaced(queue_size=before)
+    if isinstance(settled, DistillSettings):
+        settled = settled.replaced(view_seed=settled.views_seed)
     return settled.settled(len(shared.data.training))
 
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from typing import NoReturn
 
+from tinyseed.data.augmentation import View
 from tinyseed.data.loader import TrainingBatch, TrainingViews, training_batches
 from tinyseed.engine.log import DivergedError, Log, show
 from tinyseed.engine.monitor import Monitor
@@ -17,11 +18,13 @@ from tinyseed.engine.run_folder import Quarantine, RunFolder, open_run_folder
 from tinyseed.engine.runtime import Runtime
 from tinyseed.engine.shared import Shared, open_shared
 from tinyseed.engine.students import Index
+from tinyseed.engine.teacher_cache import Kept, opened
 from tinyseed.errors import InputError, RunError
+from tinyseed.methods.base import Method
 from tinyseed.methods.catalog import spec_of
 from tinyseed.methods.distillation import Distillation
 from tinyseed.progress import Progress
-from tinyseed.settings.train import TrainSettings
+from tinyseed.settings.train import DistillSettings, TrainSettings
 from tinyseed.signals import Stopped, StopRequest
 
 
@@ -32,17 +35,19 @@ class Runs:
         shared: what they have in common.
         all: the runs, those that have failed or are finished among them.
         index: of their folder, where there are several.
+        kept: the teacher's vectors and crops on disk, where they are kept.
         views: how an image becomes the views that the methods take.
-
-    Raises:
-        InputError: they do not take the same.
     """
 
-    def __init__(self, shared: Shared, runs: Sequence[Run], index: Index | None) -> None:
+    def __init__(
+        self, shared: Shared, runs: Sequence[Run], index: Index | None = None, kept: Kept | None = None
+    ) -> None:
         self.shared = shared
         self.all = tuple(runs)
         self.index = index
-        self.views = views_of(runs, shared)
+        self.kept = kept
+        self.views = views_of([run.method for run in runs], shared, kept)
+        self._said = set[str]()
         self._sharing: list[Run] = []
         # Of several processes all have to end a run at the same time; what one of them meets ends them all.
         self._isolated = RunError if shared.runtime.group.size == 1 else DivergedError
@@ -124,8 +129,16 @@ class Runs:
                     for run in self.together:
                         run.log.waited += waited
                     self.each(self.together, lambda run, bad=batch.bad: run.log.quarantine.add(bad))
+                    self.say_once(batch.note)
                     yield batch.to(shared.runtime.device)
+                    self.say_once("" if self.kept is None else self.kept.targets.note)
                 step += 1
+
+    def say_once(self, note: str) -> None:
+        """Show a note that stays, unless it has been shown before; every process may have one."""
+        if note and note not in self._said:
+            self._said.add(note)
+            self.all[0].log.progress.say(note)
 
     def write_logs(self, runs: Sequence[Run]) -> None:
         """Where a line of the log is due, write one for each run and show them as progress."""
@@ -202,18 +215,54 @@ class Runs:
             self.note()
 
 
-def views_of(runs: Sequence[Run], shared: Shared) -> TrainingViews:
-    """How an image becomes the views that the methods of all runs take.
+def seen_by(methods: Sequence[Method], settings: TrainSettings) -> tuple[View, ...]:
+    """The views that all methods take.
+
+    Raises:
+        InputError: they do not take the same.
+    """
+    first, *others = (method.views(settings.image_size) for method in methods)
+    if any(other != first for other in others):
+        remedy = "these runs look at different views of the images; train each by itself"
+        raise InputError(settings.out, remedy, argument="out")
+    return first
+
+
+def views_of(methods: Sequence[Method], shared: Shared, kept: Kept | None) -> TrainingViews:
+    """How an image becomes the views that all methods take.
 
     Raises:
         InputError: they do not take the same.
     """
     settings, data = shared.settings, shared.data
-    first, *others = (run.method.views(settings.image_size) for run in runs)
-    if any(other != first for other in others):
-        remedy = "these runs look at different views of the images; train each by itself"
-        raise InputError(settings.out, remedy, argument="out")
-    return TrainingViews(data.source, first, settings.seed, data.training, data.reader)
+    return TrainingViews(
+        source=data.source,
+        views=seen_by(methods, settings),
+        seed=settings.views_seed,
+        candidates=data.training,
+        reader=data.reader,
+        epochs=settings.view_epochs,
+        kept=None if kept is None else kept.crops,
+    )
+
+
+@contextmanager
+def kept_for(methods: Sequence[Method], shared: Shared) -> Iterator[Kept | None]:
+    """The teacher's vectors and crops that runs keep; their methods then take their targets from there.
+
+    Raises:
+        InputError: the folder was filled from something else, or the disk is too small.
+    """
+    settings, teacher = shared.settings, shared.teacher
+    if teacher is None or not isinstance(settings, DistillSettings):
+        yield None
+        return
+    views = seen_by(methods, settings)
+    with opened(settings, shared.runtime, shared.data, teacher, views) as kept:
+        for method in methods:
+            if kept is not None and isinstance(method, Distillation):
+                method.targets = kept.targets
+        yield kept
 
 
 def share_queues(runs: Sequence[Run]) -> None:
@@ -254,7 +303,8 @@ def open_runs(
         progress = held.enter_context(Progress(quiet=quiet or not runtime.is_main))
         settled = {name: settle(of_run, RunFolder(of_run.out), shared) for name, of_run in settings.items()}
         learners = [build_learner(of_run, shared) for of_run in settled.values()]
-        introduce(settled, shared, progress)
+        kept = held.enter_context(kept_for([learner.method for learner in learners], shared))
+        introduce(settled, shared, progress, () if kept is None else kept.notes)
         monitors = open_monitors(settled, shared)
         if monitors[0].note is not None:
             progress.say(monitors[0].note)
@@ -274,6 +324,7 @@ def open_runs(
                 )
             ],
             index,
+            kept,
         )
         runs.restore()
         for run in runs.all:
@@ -298,12 +349,14 @@ def _refuse_shared_scale(runtime: Runtime) -> None:
         raise InputError(16, remedy, argument="precision")
 
 
-def introduce(settings: Mapping[str, TrainSettings], shared: Shared, progress: Progress) -> None:
+def introduce(
+    settings: Mapping[str, TrainSettings], shared: Shared, progress: Progress, notes: Sequence[str]
+) -> None:
     """Say what is trained, and on what."""
     first = next(iter(settings.values()))
     networks = first.networks if len(settings) == 1 else f"{len(settings)} runs, {', '.join(settings)}"
     progress.say(f"{spec_of(first).label}: {networks}")
-    for note in shared.data.notes:
+    for note in (*shared.data.notes, *notes):
         progress.say(note)
     progress.begin("step")
 

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from tinyseed.checkpoints.load import load_teacher
+from tinyseed.checkpoints.known import known_teacher
 from tinyseed.data.loader import Plan, keep_freed_memory
 from tinyseed.data.readers import BandReader
 from tinyseed.data.split import sample
@@ -14,6 +14,7 @@ from tinyseed.engine.runtime import Runtime, start, worker_count
 from tinyseed.errors import InputError, argument
 from tinyseed.methods.distillation import teacher_bands
 from tinyseed.methods.views import FreshTargets, Targets
+from tinyseed.models.spec import ModelSpec
 from tinyseed.models.teacher import Teacher
 from tinyseed.settings.train import DistillSettings, TrainSettings
 
@@ -128,18 +129,20 @@ def open_teacher(settings: DistillSettings) -> Teacher:
     size = settings.teacher_image_size
     names = {name: f"teacher_{name}" for name in _OF_TEACHER}
     with argument("teacher", **names):
-        teacher = load_teacher(
-            settings.teacher,
-            weights=settings.teacher_weights,
-            arch=settings.teacher_arch,
-            prefix=settings.teacher_prefix,
-            output=settings.teacher_output,
-            small_stem=settings.small_stem and settings.teacher_weights == "random",
-            image_size=settings.image_size if size == "auto" else size,
-            mean=settings.teacher_mean,
-            std=settings.teacher_std,
-            interpolation=settings.teacher_interpolation,
-            seed=settings.seed,
+        teacher = known_teacher(
+            ModelSpec(
+                settings.teacher,
+                weights=settings.teacher_weights,
+                arch=settings.teacher_arch,
+                prefix=settings.teacher_prefix,
+                output=settings.teacher_output,
+                small_stem=settings.small_stem and settings.teacher_weights == "random",
+                image_size=settings.image_size if size == "auto" else size,
+                mean=settings.teacher_mean,
+                std=settings.teacher_std,
+                interpolation=settings.teacher_interpolation,
+                seed=settings.seed,
+            )
         )
     expected = teacher.input
     if size not in ("auto", expected.size):

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from tinyseed.methods.parts import contract, render, shapes, teacher
+from tinyseed.methods.parts import contract, render, shapes, teacher, torch
+from tinyseed.settings.train import TeacherOutput
 
 Seen = tuple["contract.InputContract", tuple[int, ...] | None]
 
@@ -71,6 +72,10 @@ class Targets(Protocol):
         """The teacher's unit rows [n, d] of one view of each image, without gradient."""
         ...
 
+    def of(self, views: Views, place: int, output: TeacherOutput) -> "torch.Tensor":
+        """Another output of the teacher for the same view: its features [n, f], or its patches [n, p, c]."""
+        ...
+
 
 class FreshTargets:
     """Targets that the teacher computes, once for all students that look at the same views.
@@ -84,12 +89,24 @@ class FreshTargets:
         self.teacher = frozen
         self.bands = bands
         self._views: Views | None = None
-        self._rows: dict[int, shapes.Embeddings] = {}
+        self._given: dict[tuple[int, TeacherOutput], torch.Tensor] = {}
 
     def __call__(self, views: Views, place: int = 0) -> "shapes.Embeddings":
         """The teacher's unit rows of one view of each image."""
+        return self.of(views, place, "rows")
+
+    def of(self, views: Views, place: int, output: TeacherOutput) -> "torch.Tensor":
+        """Any output of the teacher for one view of each image."""
         if views is not self._views:
-            self._views, self._rows = views, {}
-        if place not in self._rows:
-            self._rows[place] = self.teacher(views.seen(place, self.teacher.input, self.bands))
-        return self._rows[place]
+            self._views, self._given = views, {}
+        if (place, output) not in self._given:
+            self._given |= self._asked(views, place, output)
+        return self._given[place, output]
+
+    def _asked(
+        self, views: Views, place: int, output: TeacherOutput
+    ) -> "dict[tuple[int, TeacherOutput], torch.Tensor]":
+        """What the teacher gives for a view: what is wanted, and perhaps more."""
+        seen = views.seen(place, self.teacher.input, self.bands)
+        value = self.teacher(seen) if output == "rows" else self.teacher.outputs(seen, (output,))[output]
+        return {(place, output): value}

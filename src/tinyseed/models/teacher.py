@@ -5,16 +5,20 @@ or state, and no call to train() reaches its batch norm.
 """
 
 import copy
+from collections.abc import Collection
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tinyseed.errors import InputError
 from tinyseed.files import digest
 from tinyseed.models.backbones import Backbone
 from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder, freeze
 from tinyseed.models.folding import fold_batch_norm
-from tinyseed.shapes import Embeddings, Features, Images
+from tinyseed.settings.train import TeacherOutput
+from tinyseed.shapes import Embeddings, Features, Images, Patches
 
 
 class Teacher:
@@ -28,7 +32,12 @@ class Teacher:
         dim: length of its unit rows.
         width: length of its backbone's features.
         parameters_count: parameters of its backbone.
+        architecture: name of its backbone.
+        engine: what computes it.
+        gives: what it can be asked for.
     """
+
+    engine = "torch"
 
     def __init__(self, encoder: Encoder, spec: str) -> None:
         self._encoder = _frozen(encoder)
@@ -39,27 +48,92 @@ class Teacher:
         self.dim = encoder.dim
         self.width = encoder.width
         self.parameters_count = sum(parameter.numel() for parameter in encoder.backbone.parameters())
+        self.architecture = encoder.backbone.name
+        has_maps = all(
+            hasattr(encoder.backbone.network, name) for name in ("forward_features", "forward_head")
+        )
+        self.gives: tuple[TeacherOutput, ...] = (
+            ("rows", "features", "patches") if has_maps else ("rows", "features")
+        )
         self.digest = weights_digest(encoder.state_dict())
 
     @torch.no_grad()  # not inference_mode: its tensors could not be saved for a student's backward pass
     def __call__(self, images: Images) -> Embeddings:
         """Unit rows of normalized images, float32, constants to autograd."""
-        return self._encoder(images)
+        return self._network()(images)
 
     @torch.no_grad()
     def features(self, images: Images) -> Features:
         """The backbone's outputs for normalized images, any scale, float32, constants to autograd."""
-        return self._encoder.features(images)
+        return self._network().features(images)
+
+    def both(self, images: Images) -> tuple[Features, Embeddings]:
+        """Features and unit rows of normalized images, in one pass."""
+        given = self.outputs(images, ("features", "rows"))
+        return given["features"], given["rows"]
+
+    def patches(self, images: Images) -> Patches:
+        """A vector for each patch [n, p, c]: a transformer's tokens, or the places of a network's last map.
+
+        Raises:
+            InputError: its network does not say what they are.
+        """
+        return self.outputs(images, ("patches",))["patches"]
+
+    @torch.no_grad()
+    def outputs(self, images: Images, wanted: Collection[TeacherOutput]) -> dict[TeacherOutput, Tensor]:
+        """What is wanted of normalized images, float32, in one pass.
+
+        Raises:
+            InputError: patches of a network that does not say what they are.
+        """
+        self.require(wanted)
+        encoder, given = self._network(), dict[TeacherOutput, Tensor]()
+        if "patches" in wanted:
+            network = encoder.backbone.network
+            maps = network.forward_features(images)  # pyright: ignore[reportCallIssue]  (`gives` has looked)
+            given["patches"] = _as_patches(maps, network).float()
+            features = network.forward_head(maps)  # pyright: ignore[reportCallIssue]
+        else:
+            features = encoder.backbone(images)
+        if "features" in wanted:
+            given["features"] = features.float()
+        if "rows" in wanted:
+            given["rows"] = encoder.head(features)
+        return given
+
+    def require(self, wanted: Collection[TeacherOutput]) -> None:
+        """Look whether it gives what is wanted.
+
+        Raises:
+            InputError: it does not.
+        """
+        for output in wanted:
+            if output not in self.gives:
+                why = f"{self.spec} ({self.architecture}) does not give them; networks of timm do"
+                raise InputError(output, why, argument="cache_outputs")
+
+    def _network(self) -> Encoder:
+        return self._encoder
 
     def to(self, device: torch.device | str) -> "Teacher":
         """Move to a device; returns the same teacher."""
-        self._encoder.to(device)
+        self._network().to(device)
         return self
 
     def channels_last(self) -> "Teacher":
         """Lay the weights out for images in channels-last memory; returns the same teacher."""
-        self._encoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self._network().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return self
+
+
+def _as_patches(maps: Tensor, network: nn.Module) -> Tensor:
+    """Tokens without those that stand for no patch, or the places of a map row by row."""
+    if maps.ndim == 3:
+        return maps[:, cast(int, getattr(network, "num_prefix_tokens", 0)) :]
+    if str(getattr(network, "output_fmt", "NCHW")) == "NHWC":
+        return maps.flatten(1, 2)
+    return maps.flatten(2).transpose(1, 2)
 
 
 def _frozen(encoder: Encoder) -> Encoder:

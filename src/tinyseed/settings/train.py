@@ -4,7 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from tinyseed.errors import MISSING, InputError
 from tinyseed.settings.base import (
@@ -24,9 +24,13 @@ from tinyseed.settings.base import (
 Augmentation = Literal["moco-v2", "moco-v1", "simclr", "swav"]
 """Augmentations by the method that was published with them; `data/augmentation.py: published`."""
 
+TeacherOutput = Literal["rows", "features", "patches"]
+"""What a teacher gives for an image: its unit row, its backbone's features, or a vector for each patch."""
+
 FREE_ON_RESUME = frozenset(
     {"resume", "workers", "devices", "checkpoint_minutes", "log_every", "data", "val_data", "out", "teacher"}
     | {"teacher_weights", "teacher_arch", "teacher_prefix", "validation_images", "evaluate_every", "recipe"}
+    | {"cache", "cache_outputs", "cache_crops"}
 )
 """Settings in which a resumed run may differ from its beginning. Data that was moved is recognized by its contents."""
 
@@ -184,6 +188,16 @@ class TrainSettings(ChannelSettings):
         """The networks that take part, for people."""
         return self.network
 
+    @property
+    def views_seed(self) -> int:
+        """Seed of the random views."""
+        return self.seed
+
+    @property
+    def view_epochs(self) -> int | None:
+        """After how many epochs the views repeat; None: never."""
+        return None
+
     def check(self) -> None:
         """Refuse settings that cannot be meant; see `Settings.check`."""
         super().check()
@@ -249,10 +263,26 @@ class DistillSettings(TrainSettings):
     """Smallest and largest fraction of the image's area that a view covers. By default that of the augmentation."""
     color_jitter: tuple[float, ...] = ()
     """Largest changes of brightness, contrast, saturation and hue. By default those of the augmentation."""
+    cache_views: int | None = None
+    """Keep the teacher's vectors of this many random views of each image on disk: they are computed in the first epochs
+    and read from then on, also by later runs with other students, loss settings or seeds. By default views never
+    repeat, and nothing is kept."""
+    cache: Path | None = None
+    """Folder to keep them in. By default one for these images, views and teacher in the cache folder (see `tinyseed
+    cache`)."""
+    cache_outputs: tuple[TeacherOutput, ...] = ("rows",)
+    """What to keep of the teacher: the unit rows that the student learns, and on request the backbone's features and a
+    vector for each patch."""
+    cache_crops: bool = False
+    """Keep the views' crops, too, so that no image has to be decoded (0.15 MB for each view at 224 px)."""
+    view_seed: int | Literal["auto"] = "auto"
+    """Seed of the random views; auto: `seed`, or 0 with `cache_views`, so that runs of other seeds share them."""
 
     NETWORK: ClassVar[str] = "student"
     OWN: ClassVar = frozenset({"student"})
     RANGES: ClassVar = {
+        "cache_views": Range(1, 10_000),
+        "view_seed": SEEDS,
         "teacher_image_size": IMAGE_SIDES,
         "teacher_mean": Range(-1000, 1000),
         "teacher_std": Range(0, above=True),
@@ -262,6 +292,18 @@ class DistillSettings(TrainSettings):
     def networks(self) -> str:
         """Teacher and student, for people."""
         return f"{self.teacher} → {self.student}"
+
+    @property
+    def views_seed(self) -> int:
+        """Seed of the random views."""
+        if self.view_seed != "auto":
+            return self.view_seed
+        return self.seed if self.cache_views is None else 0
+
+    @property
+    def view_epochs(self) -> int | None:
+        """After how many epochs the views repeat; None: never."""
+        return self.cache_views
 
     def check(self) -> None:
         """Refuse settings that cannot be meant; see `Settings.check`."""
@@ -273,11 +315,28 @@ class DistillSettings(TrainSettings):
                 raise InputError(band, remedy, argument="teacher_bands")
         if self.crop_scale:
             check_scale("crop_scale", self.crop_scale)
+        self._check_cache()
         jitter = self.color_jitter
         numbers = all(isinstance(value, int | float) and 0 <= value < math.inf for value in jitter)
         if jitter and not (numbers and len(jitter) == 4 and jitter[3] <= 0.5):
             remedy = "give four numbers of at least 0, the last (hue) up to 0.5, as in 0.4 0.4 0.4 0.1"
             raise InputError(" ".join(map(str, jitter)), remedy, argument="color_jitter")
+
+    def _check_cache(self) -> None:
+        for output in self.cache_outputs:
+            if output not in get_args(TeacherOutput):
+                remedy = f"give one or more of {', '.join(get_args(TeacherOutput))}"
+                raise InputError(output, remedy, argument="cache_outputs")
+        if "rows" not in self.cache_outputs:
+            given = " ".join(self.cache_outputs) or MISSING
+            raise InputError(given, "give rows, too: the student learns them", argument="cache_outputs")
+        for name, given in (("cache", self.cache), ("cache_crops", self.cache_crops)):
+            if given and self.cache_views is None:
+                remedy = "give `cache_views` beside it: how many views of each image are kept"
+                raise InputError(given, remedy, argument=name)
+        if len(set(self.cache_outputs)) > 1 and self.cache_views is None:
+            remedy = "give `cache_views` beside it: how many views of each image are kept"
+            raise InputError(" ".join(self.cache_outputs), remedy, argument="cache_outputs")
 
 
 @dataclass(frozen=True, kw_only=True)
