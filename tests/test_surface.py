@@ -38,7 +38,19 @@ def flags(settings: type) -> set[str]:
 
 @pytest.mark.parametrize("command", BEFORE["flags"])
 def test_every_former_flag_is_there(command):
-    assert set(BEFORE["flags"][command]) <= flags(SETTINGS[command])
+    beside = {"--grid"} if command == "distill" else set()  # makes several settings of one
+    assert set(BEFORE["flags"][command]) <= flags(SETTINGS[command]) | beside
+
+
+def test_the_index_of_several_runs_is_there(made):
+    before = BEFORE["run"]["several"]
+    entries = [
+        entry
+        for name in before["files"]
+        for entry in json.loads((made / "several" / name).read_text())["runs"]
+    ]
+    assert [entry["name"] for entry in entries] == ["resnet10t", "test_resnet"]
+    assert set(before["keys"]) - {"error", "neighbour_agreement"} <= set(entries[0])
 
 
 def test_every_former_verb_is_there():
@@ -73,6 +85,7 @@ def made(photos, tmp_path_factory) -> Path:
     common = {"data": photos, "log_every": 1, "queue_size": 24, **small}
     teacher = {"teacher": "resnet10t", "teacher_weights": "random"}
     tinyseed.distill(student="resnet10t", out=folder / "seed", **teacher, **common)
+    tinyseed.distill(student=["resnet10t", "test_resnet"], out=folder / "several", **teacher, **common)
     tinyseed.pretrain("moco-v2", backbone="resnet10t", out=folder / "moco", **common)
     data = {"train_data": photos, "test_data": photos}
     tinyseed.evaluate("knn", model=folder / "seed", k=[3], **data)

@@ -176,14 +176,16 @@ def _train(spec: "MethodSpec", rest: Sequence[str], example: str) -> int:
 
 def _train_students(settings: "dict[str, TrainSettings]") -> int:
     """Train several students; returns 1 if one of them has failed."""
+    from tinyseed.engine.runtime import is_first_process
     from tinyseed.engine.students import table
     from tinyseed.engine.train import train_students
 
     outcomes = train_students(settings)
-    _show(table(settings, outcomes))
     failed = {name: error for name, error in outcomes.items() if isinstance(error, RunError)}
-    for name, error in failed.items():
-        _say(f"error: {name}: {with_flags(error)}")
+    if is_first_process():
+        _show(table(settings, outcomes))
+        for name, error in failed.items():
+            _say(f"error: {name}: {with_flags(error)}")
     return 1 if failed else 0
 
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
-from typing import NoReturn
 
 from tinyseed.data.augmentation import View
 from tinyseed.data.loader import TrainingBatch, TrainingViews, training_batches
@@ -185,20 +184,16 @@ class Runs:
         """Write the checkpoints of runs."""
         self.each(runs, Run.save)
 
-    def save_and_stop(self, number: int) -> NoReturn:
-        """Save, since this signal asks to stop.
+    def save_and_stop(self, number: int) -> None:
+        """Save, since this signal asks to stop; those that are ahead have come from a checkpoint, and wait.
 
         Raises:
-            Stopped: always.
-            RunError: the only run cannot be saved.
+            Stopped: unless all runs have failed.
         """
-        going = [run for run in self.all if run.going]
-        step = min(run.step for run in going)
-        self.save(
-            run for run in going if run.step == step
-        )  # the others have come from a checkpoint, and wait
-        if len(self.all) == 1 and self.all[0].error is not None:
-            raise self.all[0].error
+        step = min((run.step for run in self.all if run.going), default=0)
+        self.save(run for run in self.all if run.going and run.step == step)
+        if not any(run.going for run in self.all):
+            return
         message = f"stopped at step {step} and saved; resume with `resume`"
         raise Stopped(number, message if self.shared.runtime.is_main else "")
 

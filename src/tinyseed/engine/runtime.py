@@ -145,6 +145,11 @@ def start(settings: TrainSettings) -> Runtime:
     return Runtime(fabric, plugin, precision, group, waiting)
 
 
+def is_first_process() -> bool:
+    """Whether this process shows results, once a run has joined the others."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
 def _waiting_group() -> dist.ProcessGroup:
     group = dist.new_group(backend="gloo", timeout=WAITING_PATIENCE)
     assert isinstance(group, dist.ProcessGroup)  # an integer stands for a group that this process is not in
