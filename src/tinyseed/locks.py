@@ -234,7 +234,7 @@ def in_use(folder: Path) -> Use | None:
     except OSError:
         return None
     with suppress(OSError):
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_SH)  # who removes a folder, or looks, is soon done
         os.utime(handle)
     return Use(handle)
 

@@ -13,7 +13,7 @@ import torch
 from tinyseed.checkpoints import known
 from tinyseed.checkpoints.load import load_teacher
 from tinyseed.checkpoints.saved import save_encoder
-from tinyseed.data.shards import ShardedArray, open_store
+from tinyseed.data.shards import open_store
 from tinyseed.data.sources import open_source
 from tinyseed.engine.run import open_run
 from tinyseed.engine.run_folder import RunFolder
@@ -232,7 +232,7 @@ def test_all_outputs_are_computed_in_one_pass_and_replayed(photos, teachers, tmp
     asked(slice(0, 2))
     first = asked(slice(0, 6))
     again = asked(slice(0, 6))
-    assert passes == [2, 4, 4, 4] or passes == [2, 4]
+    assert passes == [2, 4]
     assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
     normalized = Views(images).seen(0, teacher.input)
     features, rows = teacher.both(normalized)
@@ -334,4 +334,3 @@ def test_the_place_may_change_on_resume_and_the_views_may_not(photos, teachers, 
     with pytest.raises(InputError, match=r"cache_views=3: the run in .* has 2; give that"):
         train(given.replaced(resume=True, cache_views=3), quiet=True)
     train(given.replaced(resume=True, cache=tmp_path / "two"), quiet=True)
-    assert ShardedArray

@@ -18,7 +18,7 @@ import torch
 from tinyseed.checkpoints.huggingface import PREFIX
 from tinyseed.checkpoints.load import load_teacher, path_of
 from tinyseed.checkpoints.remote import is_url, local_file
-from tinyseed.errors import RunError
+from tinyseed.errors import RunError, argument
 from tinyseed.files import cache_folder, digest, write_json
 from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder
@@ -155,6 +155,7 @@ def _files(spec: ModelSpec) -> Iterator[Path]:
     """The files that a teacher is loaded from; those of a library's pre-trained weights are left out.
 
     Raises:
+        InputError: a file cannot be downloaded.
         OSError: a file is missing or cannot be read; `load_teacher` says so in its own words.
     """
     text = str(spec.name)
@@ -166,7 +167,9 @@ def _files(spec: ModelSpec) -> Iterator[Path]:
         yield from () if path is None else _of_path(path)
     weights = str(spec.weights)
     if spec.weights is not None and weights != "random":
-        yield from _of_path(local_file(weights) if is_url(weights) else Path(weights).expanduser())
+        with argument("weights"):
+            file = local_file(weights) if is_url(weights) else Path(weights).expanduser()
+        yield from _of_path(file)
 
 
 def _of_path(path: Path) -> Iterator[Path]:
