@@ -157,7 +157,7 @@ class Run:
     def batches(self) -> Generator[TrainingBatch, None, None]:
         """This process' batches from the current step on, on its device; waiting for them is timed."""
         on_gpu = self.runtime.device.type == "cuda"
-        workers = worker_count(self.settings.workers, on_gpu)
+        workers = worker_count(self.settings.workers, on_gpu, self.runtime.group.size // self.settings.nodes)
         loaded = training_batches(
             self.views, self.plan, first_step=self.step, workers=workers, pin_memory=on_gpu
         )
@@ -487,7 +487,8 @@ def open_teacher(settings: DistillSettings) -> Teacher:
 
 def settle(settings: TrainSettings, folder: RunFolder, data: RunData, runtime: Runtime) -> TrainSettings:
     """Replace each "auto" by what it comes to; a resumed run keeps what it began with."""
-    workers = worker_count(settings.workers, runtime.device.type == "cuda")
+    on_gpu = runtime.device.type == "cuda"
+    workers = worker_count(settings.workers, on_gpu, runtime.group.size // settings.nodes)
     mean, std = settings.channel_mean, settings.channel_std
     if isinstance(data.reader, BandReader) and not mean:
         mean, std = (tuple(folder.settled(name) or ()) for name in ("channel_mean", "channel_std"))

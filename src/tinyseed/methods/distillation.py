@@ -43,7 +43,7 @@ class Distillation(Method):
         for_student = prepared(view, self.encoder.input)
         if self._see_the_same:
             return for_student, for_student
-        seen = view if self.teacher_bands is None else view[:, list(self.teacher_bands)]
+        seen = view if self.teacher_bands is None else _bands(view, self.teacher_bands)
         return for_student, prepared(seen, self._teacher.input)
 
     def to(self, device: "torch.device") -> None:
@@ -67,6 +67,11 @@ def augmentation(settings: DistillSettings) -> ViewSettings:
         names = ("brightness", "contrast", "saturation", "hue")
         drawn = replace(drawn, **dict(zip(names, settings.color_jitter, strict=True)))
     return drawn
+
+
+def _bands(view: "shapes.Images", bands: tuple[int, ...]) -> "shapes.Images":
+    """These channels; a list as an index would have to be copied to a GPU, and waited for."""
+    return torch.stack([view[:, band] for band in bands], 1)
 
 
 def prepared(view: "shapes.Images", expected: "contract.InputContract") -> "shapes.ImagesOfAnySize":
