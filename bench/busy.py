@@ -21,8 +21,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-UNTOUCHED = {"TINYSEED_THREADS": "torch"}
-"""Leaves threads as torch has them."""
+UNTOUCHED = {"GOMP_SPINCOUNT": "300000"}
+"""What libgomp does where nothing is set: tinyseed leaves alone what is."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ SETTINGS = {
     "default": Setting(),
     "torch's own": Setting(UNTOUCHED),
     "one thread": Setting(UNTOUCHED | {"OMP_NUM_THREADS": "1"}),
-    "passive": Setting(UNTOUCHED | {"OMP_WAIT_POLICY": "passive"}),
+    "passive": Setting({"OMP_WAIT_POLICY": "passive"}),
     "spin 1000": Setting(UNTOUCHED | {"GOMP_SPINCOUNT": "1000"}),
     "spin 300": Setting(UNTOUCHED | {"GOMP_SPINCOUNT": "300"}),
     "spin 3000": Setting(UNTOUCHED | {"GOMP_SPINCOUNT": "3000"}),

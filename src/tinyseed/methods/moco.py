@@ -116,8 +116,9 @@ class MoCo(Method):
         """
         weight = 1 - self.settings.encoder_momentum
         with torch.no_grad():
-            keys, queries = (list(network.parameters()) for network in (self.key_encoder, self.module))
-            torch._foreach_lerp_(keys, queries, weight)  # one kernel on a GPU
+            pairs = zip(self.key_encoder.parameters(), self.module.parameters(), strict=True)
+            for key, query in pairs:
+                key.lerp_(query, weight)
         for output in outputs:
             assert output.rows is not None
             self.queue.push(self.group.gather(output.rows))
