@@ -10,7 +10,6 @@ Writes bench/results/busy.json.
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -211,9 +210,12 @@ def measure(case: str, children: dict[str, Child], given: argparse.Namespace) ->
     speeds = {(name, busy): [] for name in children for busy in given.busy}
     for child in children.values():
         child.train(0.1)
-    for _ in range(given.turns):
+    names = list(children)
+    for turn in range(given.turns):
         for busy in given.busy:
-            for name, child in children.items():
+            for place in range(len(names)):  # nobody is always the first
+                name = names[(place + turn) % len(names)]
+                child = children[name]
                 with Busy(busy, apart=not given.same_session):
                     speeds[name, busy].append(child.train(given.seconds))
     rows = []
@@ -229,7 +231,9 @@ def measure(case: str, children: dict[str, Child], given: argparse.Namespace) ->
                 shares = [now / before for now, before in zip(speeds[name, busy], idle, strict=True)]
                 row[f"of_idle_{busy}"] = statistics.median(shares)
                 line += f" {row[f'of_idle_{busy}']:4.0%}"
-        print(line, json.dumps([round(value) for value in speeds[name, 1]]) if 1 in given.busy else "")
+        print(
+            f"{line}   {[[round(speed) for speed in speeds[name, busy]] for busy in given.busy]}", flush=True
+        )
         rows.append(row)
     return rows
 
