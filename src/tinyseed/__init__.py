@@ -8,6 +8,8 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from tinyseed.threads import prepare_threads
+
 if TYPE_CHECKING:
     from tinyseed.api import describe_teacher, distill, evaluate, load, load_teacher, pretrain
     from tinyseed.errors import InputError, RunError
@@ -52,6 +54,8 @@ _MODULES = {
     "objectives.similarity": ("soft_lookup",),
 }
 _MODULE = {name: module for module, names in _MODULES.items() for name in names}
+
+prepare_threads()
 
 
 def __getattr__(name: str) -> object:

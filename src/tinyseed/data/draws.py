@@ -77,6 +77,10 @@ class ViewDraws:
     blur_radius: int
     wide_hue: bool
 
+    def pin_memory(self) -> "ViewDraws":
+        """Move to page-locked memory, from which transfers to a GPU need not be waited for."""
+        return replace(self, rows=self.rows.pin_memory(), numbers=self.numbers.pin_memory())
+
     def to(self, device: torch.device | str) -> "ViewDraws":
         """Move the tensors to a device."""
         rows, numbers = (tensor.to(device, non_blocking=True) for tensor in (self.rows, self.numbers))

@@ -30,6 +30,7 @@ from tinyseed.data.readers import RGB, Planes, Reader
 from tinyseed.data.workers import in_processes, in_worker
 from tinyseed.errors import RunError, first_line, remedy_of
 from tinyseed.shapes import AnyPixels, CropPixels, Indices, Interpolation
+from tinyseed.threads import usable_cores
 
 Result = TypeVar("Result")
 
@@ -66,7 +67,8 @@ class TrainingBatch:
 
     def pin_memory(self) -> "TrainingBatch":
         """Move to page-locked memory, so that transfers to a GPU overlap with computation."""
-        return replace(self, pixels=tuple(pixels.pin_memory() for pixels in self.pixels))
+        pixels = tuple(pixels.pin_memory() for pixels in self.pixels)
+        return replace(self, pixels=pixels, draws=tuple(draws.pin_memory() for draws in self.draws))
 
     def to(self, device: torch.device) -> "TrainingBatch":
         """Move the pixels and draws to a device."""
@@ -276,11 +278,6 @@ def in_threads(work: Callable[[int], Result], items: Sequence[int]) -> list[Resu
 @lru_cache(maxsize=1)
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="decode")
-
-
-def usable_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
-from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 
 from tinyseed.errors import RunError
 from tinyseed.progress import Progress
+from tinyseed.threads import number_is_ours, usable_cores
 
 STEP_PATIENCE = timedelta(minutes=10)
 """How long a process waits for the others' part of a step."""
@@ -42,11 +43,20 @@ class WatchedDDP(DDPStrategy):
 
 class _Launcher(_SubprocessScriptLauncher):
     def launch(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        divided = number_is_ours()  # before others inherit it
         if not self.cluster_environment.creates_processes_externally:
             self._call_children_scripts()
         watch(os.getppid(), self.procs)
-        _set_num_threads_if_needed(num_processes=self.num_processes)
+        if divided:
+            divide_cores(self.num_processes)
         return function(*args, **kwargs)
+
+
+def divide_cores(processes: int) -> None:
+    """Give this process' networks its part of the cores, so that its threads need not wait for those of others."""
+    threads = max(1, usable_cores() // processes)
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for what it starts
 
 
 def watch(parent: int, children: Sequence["subprocess.Popen[bytes]"]) -> None:

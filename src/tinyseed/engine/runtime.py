@@ -14,12 +14,12 @@ from lightning_fabric.plugins.precision import Precision
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tinyseed.data.loader import usable_cores
 from tinyseed.engine.processes import STEP_PATIENCE, WAITING_PATIENCE, WatchedDDP
 from tinyseed.errors import InputError
 from tinyseed.methods.base import Group, SingleProcess
 from tinyseed.precision import native_bf16
 from tinyseed.settings.train import TrainSettings
+from tinyseed.threads import usable_cores
 from tinyseed.torchvision_ops import ensure_torchvision
 
 PrecisionName = Literal["32", "bf16", "16"]
@@ -210,8 +210,10 @@ def share_statistics(module: nn.Module, runtime: Runtime) -> nn.Module:
     return convert_sync_batchnorm(module)
 
 
-def worker_count(wanted: int | Literal["auto"], on_gpu: bool) -> int:
+def worker_count(wanted: int | Literal["auto"], on_gpu: bool, processes: int = 1) -> int:
     """Decoding processes per device: with a GPU up to 16; on the CPU a quarter of the cores, none on two cores.
+
+    On the CPU the cores are divided among the `processes` of a run on this machine first.
 
     Without workers the main process decodes in threads. On two cores a worker would gain nothing: the networks' threads
     wait for each other whenever a worker takes one of them off its core (bench/step.py).
@@ -220,5 +222,6 @@ def worker_count(wanted: int | Literal["auto"], on_gpu: bool) -> int:
         return wanted
     cores = usable_cores()
     if not on_gpu:
+        cores //= processes
         return 0 if cores <= 2 else cores // 4
     return max(1, min(16, cores // max(1, torch.cuda.device_count()) - 1))

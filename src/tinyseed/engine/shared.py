@@ -69,7 +69,8 @@ class Shared:
     @property
     def workers(self) -> int:
         """Processes that decode images, per device."""
-        return worker_count(self.settings.workers, self.runtime.device.type == "cuda")
+        on_this_machine = self.runtime.group.size // self.settings.nodes
+        return worker_count(self.settings.workers, self.runtime.device.type == "cuda", on_this_machine)
 
     @cached_property
     def made_from(self) -> MadeFrom:

@@ -101,7 +101,10 @@ class MoCo(Method):
                 return self.key_encoder(images)
             everything = self.group.gather(images)
             shuffled = permutation(self.seed, step, len(everything), "shuffled-bn")
-            order = torch.from_numpy(shuffled).to(images.device)
+            order = torch.from_numpy(shuffled)
+            if images.is_cuda:  # from other memory a transfer would be waited for
+                order = order.pin_memory()
+            order = order.to(images.device, non_blocking=True)
             mine = slice(self.group.rank * len(images), (self.group.rank + 1) * len(images))
             keys = self.group.gather(self.key_encoder(everything[order[mine]]))
             return keys[order.argsort()[mine]]

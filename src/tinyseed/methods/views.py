@@ -56,7 +56,8 @@ class Views(ViewTuple):
         resized = view.shape[-1] != expected.size
         key = (place, expected.size, expected.mean, expected.std, resized and expected.interpolation, bands)
         if key not in self._seen:
-            chosen = view if bands is None else view[:, list(bands)]
+            # A list as an index would have to be copied to a GPU, and waited for.
+            chosen = view if bands is None else torch.stack([view[:, band] for band in bands], 1)
             sized = render.resized(chosen, expected.size, expected.interpolation)
             self._seen[key] = render.normalize(sized, expected.mean, expected.std)
         return self._seen[key]
