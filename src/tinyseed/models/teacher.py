@@ -12,7 +12,9 @@ from torch import Tensor
 from tinyseed.files import digest
 from tinyseed.models.backbones import Backbone
 from tinyseed.models.contract import InputContract
-from tinyseed.models.encoder import Encoder, freeze
+from tinyseed.models.encoder import Encoder, at_least_float32, freeze
+from tinyseed.models.engines.base import Engine
+from tinyseed.models.engines.plain import TorchEngine
 from tinyseed.models.folding import fold_batch_norm
 from tinyseed.shapes import Embeddings, Features, Images
 
@@ -28,6 +30,7 @@ class Teacher:
         dim: length of its unit rows.
         width: length of its backbone's features.
         parameters_count: parameters of its backbone.
+        engine: how its backbone is computed: "torch", or what `use` was given.
     """
 
     def __init__(self, encoder: Encoder, spec: str) -> None:
@@ -40,16 +43,28 @@ class Teacher:
         self.width = encoder.width
         self.parameters_count = sum(parameter.numel() for parameter in encoder.backbone.parameters())
         self.digest = weights_digest(encoder.state_dict())
+        self.engine = "torch"
+        self._compute: Engine = TorchEngine(self._encoder.backbone)
 
     @torch.no_grad()  # not inference_mode: its tensors could not be saved for a student's backward pass
     def __call__(self, images: Images) -> Embeddings:
         """Unit rows of normalized images, float32, constants to autograd."""
-        return self._encoder(images)
+        return self._encoder.head(self._compute(images))
 
     @torch.no_grad()
     def features(self, images: Images) -> Features:
         """The backbone's outputs for normalized images, any scale, float32, constants to autograd."""
-        return self._encoder.features(images)
+        return at_least_float32(self._compute(images))
+
+    @property
+    def backbone(self) -> Backbone:
+        """Its backbone with batch norms folded, for an engine to be built from."""
+        return self._encoder.backbone
+
+    def use(self, engine: Engine, name: str) -> "Teacher":
+        """Compute the backbone by another engine; returns the same teacher."""
+        self._compute, self.engine = engine, name
+        return self
 
     def to(self, device: torch.device | str) -> "Teacher":
         """Move to a device; returns the same teacher."""
