@@ -25,6 +25,7 @@ from tinyseed.engine.optim import build_optimizer, restore_optimizer, scaled_lr
 from tinyseed.engine.run_folder import Metrics, Quarantine, RunFolder, finite, open_run_folder
 from tinyseed.engine.runtime import Runtime, share_statistics, start, worker_count
 from tinyseed.engine.schedule import Schedule
+from tinyseed.engine.teacher_engine import engine_of, use_engine
 from tinyseed.errors import InputError, RunError, argument, first_line
 from tinyseed.files import flush, sweep, write_json, write_text
 from tinyseed.finite import first_non_finite
@@ -366,6 +367,10 @@ class Run:
         )
         if self.method.teacher is not None:
             summary["parameters_teacher"] = self.method.teacher.parameters_count
+            if self.method.teacher.agreement:
+                summary["teacher_engine"] = self.method.teacher.engine
+                summary["teacher_engine_cosine"] = self.method.teacher.agreement["cosine"]
+                summary["teacher_engine_agreement"] = self.method.teacher.agreement["neighbor_agreement"]
         summary["unreadable_images"] = len(self.log.quarantine)
         return summary
 
@@ -397,6 +402,10 @@ def open_run(settings: TrainSettings, folder: RunFolder, *, quiet: bool) -> Iter
         method = spec.build(Setup(settings, teacher, runtime.group, plan.steps_per_epoch))
         learner = build_learner(settings, method, plan, runtime)
         progress.say(f"{spec.label}: {settings.networks}")
+        if teacher is not None and isinstance(settings, DistillSettings):
+            agreement = use_engine(teacher, settings, data, runtime)
+            if agreement is not None:
+                progress.say(str(agreement))
         for note in data.notes:
             progress.say(note)
         progress.begin("step")
@@ -499,6 +508,8 @@ def settle(settings: TrainSettings, folder: RunFolder, data: RunData, runtime: R
     settled = settings.replaced(
         channel_mean=mean, channel_std=std, precision=runtime.precision, workers=workers
     )
+    if isinstance(settled, DistillSettings):
+        settled = settled.replaced(teacher_engine=engine_of(settled, folder))
     before = folder.settled("queue_size")
     if getattr(settings, "queue_size", None) == "auto" and before is not None:
         settled = settled.replaced(queue_size=before)

@@ -109,4 +109,3 @@ def _onnx_session(network: nn.Module, image: Tensor, threads: int) -> Callable[[
         return None
     given = {session.get_inputs()[0].name: image.numpy()}
     return lambda: session.run(None, given)
-

@@ -223,6 +223,7 @@ def embedding_as_features(encoder: Encoder) -> Encoder:
 
 
 def at_least_float32(rows: Tensor) -> Tensor:
+    """Rows in float32, or as they are in float64."""
     return rows if rows.dtype == torch.float64 else rows.float()
 
 

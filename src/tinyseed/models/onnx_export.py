@@ -21,8 +21,9 @@ def has_onnx() -> bool:
 
 
 def onnx_file(network: nn.Module, images: Tensor) -> bytes:
-    """The network as one ONNX file, weights included, for images of this shape, their number included."""
-    with tempfile.TemporaryDirectory() as folder, silent():
+    """The network in float32 as one ONNX file, weights included, for images of this shape, their number included."""
+    in_float32 = torch.autocast(images.device.type, enabled=False)
+    with tempfile.TemporaryDirectory() as folder, silent(), torch.no_grad(), in_float32:
         path = Path(folder) / "model.onnx"
         torch.onnx.export(network, (images,), path, dynamo=True, external_data=False, verbose=False)
         return path.read_bytes()

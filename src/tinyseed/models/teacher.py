@@ -5,6 +5,7 @@ or state, and no call to train() reaches its batch norm.
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class Teacher:
         width: length of its backbone's features.
         parameters_count: parameters of its backbone.
         engine: how its backbone is computed: "torch", or what `use` was given.
+        agreement: how far that engine agrees with torch, as plain values; empty for torch itself.
     """
 
     def __init__(self, encoder: Encoder, spec: str) -> None:
@@ -44,6 +46,7 @@ class Teacher:
         self.parameters_count = sum(parameter.numel() for parameter in encoder.backbone.parameters())
         self.digest = weights_digest(encoder.state_dict())
         self.engine = "torch"
+        self.agreement: dict[str, Any] = {}
         self._compute: Engine = TorchEngine(self._encoder.backbone)
 
     @torch.no_grad()  # not inference_mode: its tensors could not be saved for a student's backward pass
@@ -60,6 +63,11 @@ class Teacher:
     def backbone(self) -> Backbone:
         """Its backbone with batch norms folded, for an engine to be built from."""
         return self._encoder.backbone
+
+    @property
+    def key(self) -> str:
+        """Stands for what it computes, for caches: its weights, and the engine if it is another one than torch."""
+        return f"{self.digest}-{self._compute.key}" if self._compute.key else self.digest
 
     def use(self, engine: Engine, name: str) -> "Teacher":
         """Compute the backbone by another engine; returns the same teacher."""

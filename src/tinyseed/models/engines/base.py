@@ -13,7 +13,13 @@ from tinyseed.shapes import Features, Images
 
 @runtime_checkable
 class Engine(Protocol):
-    """A frozen backbone: normalized images, as many as there are, to features of any scale, without gradient."""
+    """A frozen backbone: normalized images, as many as there are, to features of any scale, without gradient.
+
+    Attributes:
+        key: what distinguishes its features from those of torch, for caches; "" for torch itself.
+    """
+
+    key: str
 
     def __call__(self, images: Images) -> Features:
         """Features [n, f]."""

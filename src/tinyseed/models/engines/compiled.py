@@ -18,6 +18,8 @@ PIECE = 32
 class CompiledEngine:
     """A backbone compiled at its first call, for each dtype of autocast."""
 
+    key = "compile"
+
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
         self._compiled = torch.compile(backbone.network, dynamic=False)

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tinyseed.files import digest
 from tinyseed.models.backbones import Backbone
 from tinyseed.models.engines.base import EngineSpec, in_pieces
 from tinyseed.models.onnx_export import has_onnx, onnx_file, silent
@@ -24,9 +25,13 @@ class OnnxEngine:
 
     Args:
         content: the file.
+
+    Attributes:
+        key: stands for the file.
     """
 
     def __init__(self, content: bytes) -> None:
+        self.key = digest("onnx", content, digits=16)
         self._content = content
         self._session = _session(content)
         self._name = self._session.get_inputs()[0].name
@@ -90,9 +95,9 @@ def _calibration(name: str, images: Images) -> Any:  # noqa: ANN401  (an optiona
     from onnxruntime.quantization import CalibrationDataReader
 
     def pieces() -> Iterator[dict[str, NDArray[np.float32]]]:
-        for part in images.float().contiguous().split(PIECE):
-            if len(part) == PIECE:  # the file is for this number
-                yield {name: part.numpy()}
+        again = images.repeat(-(-PIECE // len(images)), 1, 1, 1)
+        for part in images.split(PIECE):
+            yield {name: torch.cat([part, again])[:PIECE].float().contiguous().numpy()}
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:

@@ -36,17 +36,18 @@ class PackedConvolution(nn.Module):
         self.geometry = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
         weight = layer.weight.detach().to(dtype).to_mkldnn()
         # Not buffers: an opaque tensor can be neither copied to another layout nor saved.
-        self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(weight, *self.geometry, list(shape))  # noqa: SLF001
+        reorder = torch._C._nn.mkldnn_reorder_conv2d_weight  # pyright: ignore[reportAttributeAccessIssue]
+        self.weight = reorder(weight, *self.geometry, list(shape))
         self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
 
     def forward(self, images: Tensor, residual: Tensor | None = None) -> Tensor:
         """The convolution [n, c, h, w], plus `residual` of the same shape, and the ReLU of that."""
         images, relu = images.to(self.dtype), "relu" if self.relu else None
         if residual is None:
-            return torch.ops.mkldnn._convolution_pointwise(  # noqa: SLF001
+            return torch.ops.mkldnn._convolution_pointwise(
                 images, self.weight, self.bias, *self.geometry, relu or "none", [], ""
             )
-        return torch.ops.mkldnn._convolution_pointwise.binary(  # noqa: SLF001
+        return torch.ops.mkldnn._convolution_pointwise.binary(
             images, residual, self.weight, self.bias, *self.geometry, "add", 1.0, relu, [], ""
         )
 
@@ -138,19 +139,15 @@ def _residual(node: fx.Node) -> fx.Node | None:
     addition = _only_user(node, lambda user: user.op == "call_function" and _name(user) in _ADDITIONS)
     if addition is None or addition.kwargs or len(addition.args) != 2:
         return None
-    others = [argument for argument in addition.args if argument is not node]
-    if len(others) != 1 or not isinstance(others[0], fx.Node):
+    others = [each for each in addition.args if isinstance(each, fx.Node) and each is not node]
+    if len(others) != 1:
         return None
     (other,) = others
-    return other if _shape(other) == _shape(node) and _comes_before(other, node) else None
+    return other if _shape(other) == _shape(node) and other < node else None
 
 
 def _name(node: fx.Node) -> str:
     return getattr(node.target, "__name__", "")
-
-
-def _comes_before(one: fx.Node, other: fx.Node) -> bool:
-    return one < other
 
 
 def _is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:

@@ -25,6 +25,8 @@ class TorchEngine:
     network is used only if it gives the same outputs for the first images, to rounding.
     """
 
+    key = ""
+
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
         self._packed: dict[torch.dtype, nn.Module] = {}
