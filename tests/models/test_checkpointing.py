@@ -37,7 +37,10 @@ def trained(module, images, *, steps=2, autocast=False):
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("name", ["resnet10t", "torchvision/mobilenet_v3_small", "test_vit", "test_convnext"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet10t", "torchvision/resnet18", "torchvision/mobilenet_v3_small", "test_vit", "test_convnext"],
+)
 def test_training_is_the_same_to_the_bit(name, autocast):
     size = 160 if name == "test_vit" else 32
     plain = network(name, size)
@@ -61,7 +64,7 @@ def test_activations_inside_of_blocks_are_not_kept():
     plain = network("resnet10t", 64)
     saving = copy.deepcopy(plain)
     checkpoint_blocks(saving)
-    assert kept(saving) < 0.7 * kept(plain)
+    assert kept(saving) < 0.6 * kept(plain)
 
 
 def test_a_copy_checkpoints_its_own_blocks():

@@ -17,10 +17,13 @@ from torch.utils.checkpoint import checkpoint
 def checkpoint_blocks(network: nn.Module) -> int:
     """Let each block of a network keep only its inputs for the backward pass; returns how many blocks there are.
 
+    So do max-pooling layers outside of blocks: their positions, 64-bit numbers, would take more than a block does.
     State dict, parameters and the outputs in evaluation mode stay as they are.
     """
     found = list(blocks(network))
-    for block in found:
+    inside = {part for block in found for part in block.modules()}
+    pools = [part for part in network.modules() if isinstance(part, nn.MaxPool2d) and part not in inside]
+    for block in (*found, *pools) if found else ():
         block.forward = partial(_forward, block, block.forward)
     return len(found)
 
