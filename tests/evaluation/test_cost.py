@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from tinyseed.evaluation import cost as module
-from tinyseed.evaluation.cost import cost, multiply_adds, onnx_file
+from tinyseed.evaluation.cost import cost, multiply_adds
+from tinyseed.models.onnx_export import ONNX_PACKAGES, onnx_file
 
 
 def test_multiply_adds_by_hand():
@@ -28,7 +29,7 @@ def test_a_resnet18_at_224_has_its_published_cost():
 
 
 def test_parameters_size_and_time(small, monkeypatch):
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(module, "has_onnx", lambda: False)
     found = cost(small, runs=3)
     assert found.parameters == sum(value.numel() for value in small.backbone.parameters())
     assert found.file_mb == pytest.approx(4 * found.parameters / 1e6, rel=0.02)
@@ -38,7 +39,7 @@ def test_parameters_size_and_time(small, monkeypatch):
 
 @pytest.mark.slow
 def test_the_onnx_file_gives_the_same_features(small):
-    for name in module.ONNX_PACKAGES:
+    for name in ONNX_PACKAGES:
         pytest.importorskip(name)
     runtime = importlib.import_module("onnxruntime")
     image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))

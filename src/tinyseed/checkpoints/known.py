@@ -25,6 +25,7 @@ from tinyseed.models.encoder import Encoder
 from tinyseed.models.spec import ModelSpec
 from tinyseed.models.teacher import Teacher
 from tinyseed.settings.train import TeacherOutput
+from tinyseed.shapes import Features, Images
 
 FORMAT = 1
 """Counts up whenever something else is known of a teacher."""
@@ -50,6 +51,8 @@ class DeferredTeacher(Teacher):
         self.gives = _outputs(facts["gives"])
         self.input = _contract(facts["input"])
         self.mean, self.std = self.input.mean, self.input.std
+        self.engine, self.agreement = "torch", {}
+        self._compute = _Deferred(self)
         self._load = load
         self._loaded: Teacher | None = None
         self._wishes: list[Callable[[Teacher], object]] = []
@@ -74,7 +77,12 @@ class DeferredTeacher(Teacher):
             wish(self._loaded)
         return self
 
-    def _network(self) -> Encoder:
+    def load(self) -> Teacher:
+        """The teacher itself, loaded now unless it is already there.
+
+        Raises:
+            RunError: its weights have changed since it was known.
+        """
         if self._loaded is None:
             with _as_outside_of_a_step():
                 loaded = self._load()
@@ -84,7 +92,23 @@ class DeferredTeacher(Teacher):
             for wish in self._wishes:
                 wish(loaded)
             self._loaded = loaded
-        return self._loaded._network()
+        return self._loaded
+
+    def _network(self) -> Encoder:
+        return self.load()._network()
+
+
+class _Deferred:
+    """Torch's engine of a teacher that is loaded when it is first called."""
+
+    key = ""
+
+    def __init__(self, teacher: DeferredTeacher) -> None:
+        self._teacher = teacher
+
+    def __call__(self, images: Images) -> Features:
+        """Features [n, f]."""
+        return self._teacher.load().compute(images)
 
 
 def known_teacher(spec: ModelSpec) -> Teacher:

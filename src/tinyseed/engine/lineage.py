@@ -44,7 +44,10 @@ def lineage(settings: TrainSettings, data: RunData, teacher: Teacher | None) -> 
             "mean": list(teacher.input.mean),
             "std": list(teacher.input.std),
             "interpolation": teacher.input.interpolation,
+            "engine": teacher.engine,
         }
+        if teacher.agreement:
+            described["teacher"]["engine_agreement"] = teacher.agreement
     return described
 
 

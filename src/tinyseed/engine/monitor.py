@@ -127,8 +127,8 @@ class Monitor:
 
     def _measure_teacher(self, teacher: Teacher, bands: tuple[int, ...] | None) -> None:
         """Look at the teacher's features of the held-out images, or of a few training images where there are none."""
-        network = Network(teacher.features, teacher.input, f"{teacher.digest}-features", bands)
-        with_head = Network(teacher, teacher.input, f"{teacher.digest}-rows", bands)
+        network = Network(teacher.features, teacher.input, f"{teacher.key}-features", bands)
+        with_head = Network(teacher, teacher.input, f"{teacher.key}-rows", bands)
         seen = self._held_out if self.possible else (self.data.source, self.data.training[:FEW])
         features, rows = (self._embed(each, *seen) for each in (network, with_head))
         self.note = require_usable(

@@ -23,6 +23,7 @@ from tinyseed.engine.run_folder import Metrics, RunFolder, finite
 from tinyseed.engine.runtime import Runtime, share_statistics
 from tinyseed.engine.schedule import Schedule
 from tinyseed.engine.shared import Clock, Shared
+from tinyseed.engine.teacher_engine import engine_of
 from tinyseed.errors import InputError, RunError, argument, first_line
 from tinyseed.files import flush, sweep, write_json, write_text
 from tinyseed.finite import first_non_finite
@@ -392,7 +393,8 @@ def settle(settings: TrainSettings, folder: RunFolder, shared: Shared) -> TrainS
     if getattr(settings, "queue_size", None) == "auto" and before is not None:
         settled = settled.replaced(queue_size=before)
     if isinstance(settled, DistillSettings):
-        settled = settled.replaced(view_seed=settled.views_seed)
+        engine = engine_of(settled, folder)
+        settled = settled.replaced(view_seed=settled.views_seed, teacher_engine=engine)
     return settled.settled(len(shared.data.training))
 
 

@@ -18,6 +18,7 @@ from tinyseed.engine.runtime import Runtime
 from tinyseed.engine.shared import Shared, open_shared
 from tinyseed.engine.students import Index
 from tinyseed.engine.teacher_cache import Kept, opened
+from tinyseed.engine.teacher_engine import use_engine
 from tinyseed.errors import InputError, RunError
 from tinyseed.methods.base import Method
 from tinyseed.methods.catalog import spec_of
@@ -241,6 +242,19 @@ def views_of(methods: Sequence[Method], shared: Shared, kept: Kept | None) -> Tr
     )
 
 
+def engine_for(settings: Mapping[str, TrainSettings], shared: Shared) -> tuple[str, ...]:
+    """Let the engine of the settings compute the teacher; returns what people should know of it.
+
+    Raises:
+        InputError: the engine cannot run here, cannot compute this network, or agrees too little with torch.
+    """
+    of_first = next(iter(settings.values()))
+    if shared.teacher is None or not isinstance(of_first, DistillSettings):
+        return ()
+    agreement = use_engine(shared.teacher, of_first, shared.data, shared.runtime)
+    return () if agreement is None else (str(agreement),)
+
+
 @contextmanager
 def kept_for(methods: Sequence[Method], shared: Shared) -> Iterator[Kept | None]:
     """The teacher's vectors and crops that runs keep; their methods then take their targets from there.
@@ -298,8 +312,9 @@ def open_runs(
         progress = held.enter_context(Progress(quiet=quiet or not runtime.is_main))
         settled = {name: settle(of_run, RunFolder(of_run.out), shared) for name, of_run in settings.items()}
         learners = [build_learner(of_run, shared) for of_run in settled.values()]
+        agreement = engine_for(settled, shared)
         kept = held.enter_context(kept_for([learner.method for learner in learners], shared))
-        introduce(settled, shared, progress, () if kept is None else kept.notes)
+        introduce(settled, shared, progress, (*agreement, *(() if kept is None else kept.notes)))
         monitors = open_monitors(settled, shared)
         if monitors[0].note is not None:
             progress.say(monitors[0].note)

@@ -113,7 +113,7 @@ class _Origin:
         """All that decides the teacher's vectors."""
         teacher, settings = self.teacher, self.settings
         return {
-            "teacher": teacher.digest,
+            "teacher": teacher.key,
             "architecture": teacher.architecture,
             "teacher_input": asdict(teacher.input),
             "teacher_bands": teacher_bands(settings, teacher.input),

@@ -30,6 +30,7 @@ from tinyseed.evaluation.splits import Split
 from tinyseed.files import read_checkpoint, write_checkpoint
 from tinyseed.finite import first_non_finite
 from tinyseed.models.backbones import Backbone, seeded
+from tinyseed.models.depthwise import gradients_in_float32
 from tinyseed.models.encoder import Encoder
 from tinyseed.precision import EvaluationPrecision, autocast_dtype
 from tinyseed.progress import say_once, track
@@ -103,6 +104,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone.requires_grad_(trained_backbone)
         self.trained_backbone = trained_backbone
+        if trained_backbone:
+            gradients_in_float32(backbone)
         with seeded(seed):
             self.head = nn.Linear(backbone.width, classes)
             if head_init == "normal":

@@ -3,25 +3,17 @@
 The time is ONNX Runtime's if the packages of the extra `onnx` are installed, otherwise PyTorch's.
 """
 
-import logging
-import os
 import statistics
-import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinyseed.models.encoder import Encoder
-
-ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+from tinyseed.models.onnx_export import has_onnx, onnx_file
 
 WARM_UP = 5
 LATENCY_RUNS = 50
@@ -103,7 +95,7 @@ def _median(work: Callable[[], object], runs: int) -> float:
 
 def _onnx_session(network: nn.Module, image: Tensor, threads: int) -> Callable[[], object] | None:
     """Runs the network in ONNX Runtime; None if its packages are missing or the network cannot be exported."""
-    if any(find_spec(name) is None for name in ONNX_PACKAGES):
+    if not has_onnx():
         return None
     import onnxruntime
 
@@ -117,29 +109,3 @@ def _onnx_session(network: nn.Module, image: Tensor, threads: int) -> Callable[[
         return None
     given = {session.get_inputs()[0].name: image.numpy()}
     return lambda: session.run(None, given)
-
-
-def onnx_file(network: nn.Module, image: Tensor) -> bytes:
-    """The network as one ONNX file, weights included, for images of this shape. Needs the extra `onnx`."""
-    with tempfile.TemporaryDirectory() as folder, _silent():
-        path = Path(folder) / "model.onnx"
-        torch.onnx.export(network, (image,), path, dynamo=True, external_data=False, verbose=False)
-        return path.read_bytes()
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Silence the exporter, which reports through logging, warnings and prints."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with (
-            warnings.catch_warnings(action="ignore"),
-            Path(os.devnull).open("w", encoding="utf-8") as nowhere,
-            redirect_stdout(nowhere),
-            redirect_stderr(nowhere),
-        ):
-            yield
-    finally:
-        logger.setLevel(level)

@@ -6,9 +6,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from tinyseed.data.augmentation import View
-from tinyseed.errors import argument
+from tinyseed.errors import InputError, argument
 from tinyseed.memory import require_memory
-from tinyseed.methods.parts import backbones, encoder, queues, render, shapes, teacher, torch
+from tinyseed.methods.parts import (
+    backbones,
+    checkpointing,
+    depthwise,
+    encoder,
+    queues,
+    render,
+    shapes,
+    teacher,
+    torch,
+)
 from tinyseed.methods.views import Targets
 from tinyseed.settings.train import DistillSettings, TrainSettings
 
@@ -163,6 +173,10 @@ class Setup:
                 channels=settings.channels,
                 seed=settings.seed,
             )
+        depthwise.gradients_in_float32(backbone.network)
+        if settings.checkpoint_activations and not checkpointing.checkpoint_blocks(backbone.network):
+            remedy = f"{settings.network} has no blocks that could be computed again; leave it out"
+            raise InputError("given", remedy, argument="checkpoint_activations")
         hidden = None if settings.projector_hidden == "auto" else settings.projector_hidden
         with torch.device("meta"):
             head = encoder.build_projector(settings.projector, backbone.width, dim, hidden)

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from tinyseed import shapes as shapes
     from tinyseed.data import render as render
     from tinyseed.models import backbones as backbones
+    from tinyseed.models import checkpointing as checkpointing
     from tinyseed.models import contract as contract
+    from tinyseed.models import depthwise as depthwise
     from tinyseed.models import encoder as encoder
     from tinyseed.models import prototypes as prototypes
     from tinyseed.models import teacher as teacher
@@ -23,7 +25,9 @@ else:
     torch, functional, shapes, render = lazy(
         "torch", "torch.nn.functional", "tinyseed.shapes", "tinyseed.data.render"
     )
-    models = ("backbones", "contract", "encoder", "prototypes", "teacher")
-    backbones, contract, encoder, prototypes, teacher = lazy(*(f"tinyseed.models.{name}" for name in models))
+    models = ("backbones", "checkpointing", "contract", "depthwise", "encoder", "prototypes", "teacher")
+    backbones, checkpointing, contract, depthwise, encoder, prototypes, teacher = lazy(
+        *(f"tinyseed.models.{name}" for name in models)
+    )
     objectives = ("cluster", "contrast", "queue", "seed")
     cluster, contrast, queues, seed = lazy(*(f"tinyseed.objectives.{name}" for name in objectives))

@@ -6,7 +6,7 @@ or state, and no call to train() reaches its batch norm.
 
 import copy
 from collections.abc import Collection
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ from tinyseed.errors import InputError
 from tinyseed.files import digest
 from tinyseed.models.backbones import Backbone
 from tinyseed.models.contract import InputContract
-from tinyseed.models.encoder import Encoder, freeze
+from tinyseed.models.encoder import Encoder, at_least_float32, freeze
+from tinyseed.models.engines.base import Engine
+from tinyseed.models.engines.plain import TorchEngine
 from tinyseed.models.folding import fold_batch_norm
 from tinyseed.settings.train import TeacherOutput
 from tinyseed.shapes import Embeddings, Features, Images, Patches
@@ -33,11 +35,10 @@ class Teacher:
         width: length of its backbone's features.
         parameters_count: parameters of its backbone.
         architecture: name of its backbone.
-        engine: what computes it.
         gives: what it can be asked for.
+        engine: how its backbone is computed: "torch", or what `use` was given.
+        agreement: how far that engine agrees with torch, as plain values; empty for torch itself.
     """
-
-    engine = "torch"
 
     def __init__(self, encoder: Encoder, spec: str) -> None:
         self._encoder = _frozen(encoder)
@@ -56,16 +57,19 @@ class Teacher:
             ("rows", "features", "patches") if has_maps else ("rows", "features")
         )
         self.digest = weights_digest(encoder.state_dict())
+        self.engine = "torch"
+        self.agreement: dict[str, Any] = {}
+        self._compute: Engine = TorchEngine(self._encoder.backbone)
 
     @torch.no_grad()  # not inference_mode: its tensors could not be saved for a student's backward pass
     def __call__(self, images: Images) -> Embeddings:
         """Unit rows of normalized images, float32, constants to autograd."""
-        return self._network()(images)
+        return self._network().head(self._compute(images))
 
     @torch.no_grad()
     def features(self, images: Images) -> Features:
         """The backbone's outputs for normalized images, any scale, float32, constants to autograd."""
-        return self._network().features(images)
+        return at_least_float32(self._compute(images))
 
     def both(self, images: Images) -> tuple[Features, Embeddings]:
         """Features and unit rows of normalized images, in one pass."""
@@ -95,7 +99,7 @@ class Teacher:
             given["patches"] = _as_patches(maps, network).float()
             features = network.forward_head(maps)  # pyright: ignore[reportCallIssue]
         else:
-            features = encoder.backbone(images)
+            features = self._compute(images)
         if "features" in wanted:
             given["features"] = features.float()
         if "rows" in wanted:
@@ -112,6 +116,25 @@ class Teacher:
             if output not in self.gives:
                 why = f"{self.spec} ({self.architecture}) does not give them; networks of timm do"
                 raise InputError(output, why, argument="cache_outputs")
+
+    @property
+    def backbone(self) -> Backbone:
+        """Its backbone with batch norms folded, for an engine to be built from."""
+        return self._network().backbone
+
+    @property
+    def key(self) -> str:
+        """Stands for what it computes, for caches: its weights, and the engine if it is another one than torch."""
+        return f"{self.digest}-{self._compute.key}" if self._compute.key else self.digest
+
+    def use(self, engine: Engine, name: str) -> "Teacher":
+        """Compute the backbone by another engine; returns the same teacher."""
+        self._compute, self.engine = engine, name
+        return self
+
+    def compute(self, images: Images) -> Features:
+        """The backbone's outputs as the engine gives them, without a head, in its precision."""
+        return self._compute(images)
 
     def _network(self) -> Encoder:
         return self._encoder

@@ -28,7 +28,18 @@ TeacherOutput = Literal["rows", "features", "patches"]
 """What a teacher gives for an image: its unit row, its backbone's features, or a vector for each patch."""
 
 FREE_ON_RESUME = frozenset(
-    {"resume", "workers", "devices", "checkpoint_minutes", "log_every", "data", "val_data", "out", "teacher"}
+    {
+        "resume",
+        "workers",
+        "devices",
+        "checkpoint_minutes",
+        "checkpoint_activations",
+        "log_every",
+        "data",
+        "val_data",
+        "out",
+        "teacher",
+    }
     | {"teacher_weights", "teacher_arch", "teacher_prefix", "validation_images", "evaluate_every", "recipe"}
     | {"cache", "cache_outputs", "cache_crops"}
 )
@@ -94,6 +105,9 @@ class TrainSettings(ChannelSettings):
     """Images per step, over all devices."""
     accumulate: int = 1
     """Gradient accumulation steps: split each batch into this many forward passes to save memory."""
+    checkpoint_activations: bool = False
+    """Save memory: keep only the inputs of each block of the network for the backward pass, and compute the rest again
+    there. Results stay the same to the bit; a step takes longer (docs/performance.md)."""
     image_size: int = 224
     """Side length of the views in pixels."""
     small_stem: bool = False
@@ -255,6 +269,10 @@ class DistillSettings(TrainSettings):
     """How images are resized for the teacher; auto: as it was trained."""
     teacher_bands: tuple[int, ...] = ()
     """Channels, counted from 1, that the teacher sees. By default the first three, or a single channel repeated."""
+    teacher_engine: Literal["auto", "torch", "onnx", "int8", "compile"] = "auto"
+    """How the teacher's backbone is computed; auto: torch. onnx and int8: ONNX Runtime on the CPU, in float32 or in 8
+    bits (needs the extra `onnx`); compile: torch.compile, which takes a minute to begin. Others than torch are compared
+    with it on held-out images first, and refused where they agree too little (docs/performance.md)."""
     augmentation: Augmentation = "moco-v2"
     """Random crops and colors of the views, as published with a method: moco-v2 (crops from 0.2 of the area on, color
     jitter 0.4 0.4 0.4 0.1), moco-v1 (0.2 and 0.4 0.4 0.4 0.4, all views), simclr (0.08 and 0.8 0.8 0.8 0.2), swav (0.14
