@@ -135,8 +135,7 @@ def serve(name: str, case: str, folder: Path) -> None:
     import tinyseed  # noqa: F401  (as a user's program does, before torch)
     from step import Case, fill, teacher_with_head
     from tinyseed.assets import clothing
-    from tinyseed.engine.run import open_run
-    from tinyseed.engine.run_folder import RunFolder
+    from tinyseed.engine.runs import open_runs
     from tinyseed.engine.train import train_step
     from tinyseed.methods.seed import SeedSettings
 
@@ -154,14 +153,15 @@ def serve(name: str, case: str, folder: Path) -> None:
         queue_size=queue,
         validation_images=16,
     )
-    with open_run(settings, RunFolder(settings.out), quiet=True) as run:
+    with open_runs({"": settings}, quiet=True) as runs:
+        (run,) = runs.all
         fill(run)
-        batches = run.batches()
-        train_step(run, batches, 0.01)
+        batches = runs.batches()
+        run.took(*train_step([run], batches))
         for line in sys.stdin:
             began, steps = time.perf_counter(), 0
             while time.perf_counter() - began < float(line):
-                train_step(run, batches, 0.01)
+                run.took(*train_step([run], batches))
                 steps += 1
             print(steps * batch / (time.perf_counter() - began), flush=True)
 

@@ -30,8 +30,7 @@ import numpy as np
 from common import RESULTS, machine, write_results
 from step import Case, enlarged, fill, teacher_with_head, timed
 from tinyseed.assets import clothing
-from tinyseed.engine.run import Run, open_run
-from tinyseed.engine.run_folder import RunFolder
+from tinyseed.engine.runs import Runs, open_runs
 from tinyseed.engine.train import train, train_step
 from tinyseed.methods.seed import SeedSettings
 
@@ -97,23 +96,24 @@ def settings_of(case: Case, folder: Path, name: str, **changes) -> SeedSettings:
 def compare(case: Case, precision: str, folder: Path, turns: int) -> dict:
     """A step with the teacher, and one with its vectors on disk, in turns."""
     with ExitStack() as stack:
-        runs = []
+        both: list[Runs] = []
         for views in (None, 1):
             name = f"{precision}-{views}"
             settings = settings_of(case, folder, name, cache_views=views, precision=precision)
-            runs.append(stack.enter_context(open_run(settings, RunFolder(settings.out), quiet=True)))
-        keep_random_vectors(runs[1])
+            both.append(stack.enter_context(open_runs({"": settings}, quiet=True)))
+        keep_random_vectors(both[1])
         steps = []
-        for run in runs:
+        for runs in both:
+            (run,) = runs.all
             fill(run)
-            batches = run.batches()
-            steps.append(lambda run=run, batches=batches: train_step(run, batches, 0.01))
+            batches = runs.batches()
+            steps.append(lambda run=run, batches=batches: run.took(*train_step([run], batches)))
         for step in steps:
             step()
         times = [[timed(step, 1) for step in steps] for _ in range(turns)]
-        assert runs[1].kept is not None
-        assert runs[1].kept.targets.speed.images == 0  # the teacher was not asked
-        resolved = runs[1].settings.precision
+        assert both[1].kept is not None
+        assert both[1].kept.targets.speed.images == 0  # the teacher was not asked
+        resolved = both[1].shared.settings.precision
     fresh, kept = (statistics.median(each) / case.batch for each in zip(*times, strict=True))
     ratio = statistics.median(one / other for one, other in times)
     print(
@@ -131,13 +131,14 @@ def compare(case: Case, precision: str, folder: Path, turns: int) -> dict:
     }
 
 
-def keep_random_vectors(run: Run) -> None:
+def keep_random_vectors(runs: Runs) -> None:
     """Fill the cache without the teacher: what the vectors are does not matter to the time of a step."""
-    assert run.kept is not None
-    dim = run.method.teacher.dim
-    every = np.arange(len(run.data.source))
+    assert runs.kept is not None
+    assert runs.shared.teacher is not None
+    dim = runs.shared.teacher.dim
+    every = np.arange(len(runs.shared.data.source))
     vectors = np.random.default_rng(0).normal(size=(len(every), dim)).astype(np.float16)
-    run.kept.targets.store.array("rows-0", (dim,), np.dtype(np.float16)).keep(0, every, vectors)
+    runs.kept.targets.store.array("rows-0", (dim,), np.dtype(np.float16)).keep(0, every, vectors)
 
 
 def first_step(case: Case, folder: Path) -> float:

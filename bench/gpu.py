@@ -34,8 +34,8 @@ from tinyseed.data.draws import draw_view
 from tinyseed.data.loader import Plan, TrainingViews, training_batches
 from tinyseed.data.render import render_view
 from tinyseed.data.sources import open_source
-from tinyseed.engine.run import Run, open_run
-from tinyseed.engine.run_folder import RunFolder
+from tinyseed.engine.run import Run
+from tinyseed.engine.runs import Runs, open_runs
 from tinyseed.engine.train import train_step
 from tinyseed.methods.seed import SeedSettings
 from tinyseed.objectives.seed import seed_terms
@@ -162,11 +162,12 @@ def loop(case: Case, scale: Scale, folder: Path) -> dict:
         validation_images=16,
         log_every=10**9,
     )
-    with open_run(settings, RunFolder(settings.out), quiet=True) as run:
+    with open_runs({"": settings}, quiet=True) as runs:
+        (run,) = runs.all
         fill(run)
-        batches = run.batches()
+        batches = runs.batches()
         bare = bare_step(run, case)
-        step = lambda: train_step(run, batches, 0.01)  # noqa: E731
+        step = lambda: run.took(*train_step([run], batches))  # noqa: E731
         for work in (step, bare, step, bare):
             work()
         whole_ms, bare_ms, waited = [], [], []
@@ -186,7 +187,7 @@ def loop(case: Case, scale: Scale, folder: Path) -> dict:
             "waiting_for_data_ms": statistics.median(waited),
             "step_peak_mb": peak_mb(step),
             "bare_peak_mb": peak_mb(bare),
-            "host_waits_per_step": host_waits(run, scale),
+            "host_waits_per_step": host_waits(runs, scale),
         }
         found["teacher_ms"], found["teacher_graph_ms"] = teacher_times(run, case, scale)
         with searching_algorithms():
@@ -249,9 +250,10 @@ def peak_mb(work: Steps) -> float | None:
     return torch.cuda.max_memory_allocated() / 1e6
 
 
-def host_waits(run: Run, scale: Scale) -> dict[str, float] | None:
+def host_waits(runs: Runs, scale: Scale) -> dict[str, float] | None:
     """How often the host waits for the GPU in a step, by the place in the code; {} is the aim, None: no GPU."""
-    batches = iter(list(islice(run.batches(), scale.steps)))
+    (run,) = runs.all
+    batches = iter(list(islice(runs.batches(), scale.steps)))
     if not torch.cuda.is_available():
         return None
     wait()
@@ -260,7 +262,7 @@ def host_waits(run: Run, scale: Scale) -> dict[str, float] | None:
         torch.cuda.set_sync_debug_mode("warn")
         try:
             for _ in range(scale.steps):
-                train_step(run, batches, 0.01)
+                run.took(*train_step([run], batches))
         finally:
             torch.cuda.set_sync_debug_mode("default")
     places = collections.Counter(

@@ -384,15 +384,14 @@ def memory_child(batch: int, precision: str, checkpoint: bool, keep: bool) -> di
     """
     from step import Case, enlarged, teacher_with_head
     from tinyseed.data.render import render_view
-    from tinyseed.engine import run as runs
-    from tinyseed.engine.run import open_run
-    from tinyseed.engine.run_folder import RunFolder
+    from tinyseed.engine import shared
+    from tinyseed.engine.runs import open_runs
     from tinyseed.engine.train import train_step
     from tinyseed.methods.seed import SeedSettings
     from tinyseed.models.teacher import Teacher
 
     if not keep:
-        runs.keep_freed_memory = lambda: None
+        shared.keep_freed_memory = lambda: None
     peaks = {"import": peak_mib()}
     case = Case("memory", "resnet50", "resnet18", 224, batch, 65536, 0)
     with tempfile.TemporaryDirectory() as folder:
@@ -408,11 +407,12 @@ def memory_child(batch: int, precision: str, checkpoint: bool, keep: bool) -> di
             log_every=10**9,
             **({"checkpoint_activations": True} if checkpoint else {}),
         )
-        with open_run(settings, RunFolder(settings.out), quiet=True) as run:
+        with open_runs({"": settings}, quiet=True) as runs:
+            (run,) = runs.all
             peaks["start, teacher's evaluation included"] = peak_mib()
-            loaded = run.batches()
+            loaded = runs.batches()
             seconds = -time.perf_counter()
-            train_step(run, loaded, 0.01)
+            run.took(*train_step([run], loaded))
             seconds += time.perf_counter()
             peaks["first step"] = peak_mib()
             reset_peak()

@@ -15,8 +15,7 @@ from tinyseed.checkpoints.load import load_teacher
 from tinyseed.checkpoints.saved import save_encoder
 from tinyseed.data.shards import open_store
 from tinyseed.data.sources import open_source
-from tinyseed.engine.run import open_run
-from tinyseed.engine.run_folder import RunFolder
+from tinyseed.engine.runs import open_runs
 from tinyseed.engine.train import train
 from tinyseed.errors import InputError, RunError
 from tinyseed.files import cache_folder
@@ -126,8 +125,8 @@ def test_first_epochs_are_those_without_a_cache_up_to_float16(photos, teachers, 
 def test_views_repeat_and_have_a_seed_of_their_own(photos, teachers, tmp_path):
     def pixels(epoch: int, **changes) -> bytes:
         given = settings(photos, teachers, tmp_path / "run", **changes)
-        with open_run(given, RunFolder(given.out), quiet=True) as opened:
-            request = next(opened.plan.requests(0))
+        with open_runs({"": given}, quiet=True) as opened:
+            request = next(opened.shared.plan.requests(0))
             batch = opened.views.batch(type(request)(epoch, np.arange(6)))
         shutil.rmtree(given.out)
         return batch.pixels[0].numpy().tobytes() + batch.draws[0].numbers.numpy().tobytes()
@@ -273,11 +272,12 @@ def test_kept_crops_replay_without_reading_an_image(photos, teachers, tmp_path, 
     before = source.read
     monkeypatch.setattr(source, "read", lambda self, at: (read.append(self.name(at)), before(self, at))[1])
     given = settings(data, teachers, tmp_path / "c", **common)
-    with open_run(given, RunFolder(given.out), quiet=True) as opened:
+    with open_runs({"": given}, quiet=True) as opened:
         del read[:]
         views = opened.views
         batches = [
-            views.batch(request) for request, _ in zip(opened.plan.requests(0), range(20), strict=False)
+            views.batch(request)
+            for request, _ in zip(opened.shared.plan.requests(0), range(20), strict=False)
         ]
     assert {Path(name).name for name in read} == {"03.jpg"}
     assert {record.name for batch in batches for record in batch.bad} == set(read)

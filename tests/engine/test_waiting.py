@@ -16,8 +16,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tinyseed.engine.run import Run, open_run
-from tinyseed.engine.run_folder import RunFolder
+from tinyseed.engine.run import Run
+from tinyseed.engine.runs import open_runs
 from tinyseed.engine.train import train_step
 from tinyseed.methods.moco import MoCoSettings
 from tinyseed.methods.seed import SeedSettings
@@ -88,21 +88,20 @@ RUNS = {
 
 def run_steps(settings: Any, change: Callable[[Run], None] = lambda run: None) -> None:
     """A few steps, of which all but the first must not wait: it fills caches and makes the momenta."""
-    with open_run(settings, RunFolder(settings.out), quiet=True) as run:
+    with open_runs({"": settings}, quiet=True) as runs:
+        (run,) = runs.all
         change(run)
-        with closing(run.batches()) as loaded:
+        with closing(runs.batches()) as loaded:
             batches = list(islice(loaded, 4 * settings.accumulate))
         steps = iter(batches)
         for _ in range(2):
-            run.log.add(train_step(run, steps, 0.01))
-            run.step += 1
+            run.took(*train_step([run], steps))
         held = [
             tensor for batch in batches for draws in batch.draws for tensor in (draws.rows, draws.numbers)
         ]
         with NoWaiting(held):
             for _ in range(2):
-                run.log.add(train_step(run, steps, 0.01))
-                run.step += 1
+                run.took(*train_step([run], steps))
 
 
 def settings_of(name: str, photos: Path, out: Path) -> Any:
@@ -155,7 +154,7 @@ def test_transfers_to_a_gpu_start_from_page_locked_memory(monkeypatch, photos, t
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     settings = settings_of("moco-v2", photos, tmp_path)
-    with open_run(settings, RunFolder(settings.out), quiet=True) as run, closing(run.batches()) as batches:
+    with open_runs({"": settings}, quiet=True) as runs, closing(runs.batches()) as batches:
         batch = next(batches).pin_memory()
     moved = [*batch.pixels, *(tensor for draws in batch.draws for tensor in (draws.rows, draws.numbers))]
     assert len(moved) == 6
