@@ -12,8 +12,8 @@ import statistics
 import time
 
 import torch
-from common import machine, write_results
 
+from common import machine, write_results
 from tinyseed.evaluation.search import _by_faiss, _exhaustive
 
 SIDES = {"exhaustive": _exhaustive, "faiss": _by_faiss}
