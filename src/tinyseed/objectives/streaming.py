@@ -46,7 +46,7 @@ def lookup_by_stream(
     """Look-ups of several groups of queries in one pass over the rows.
 
     Args:
-        groups: [n, d] each.
+        groups: [n, d] each, one at least.
         rows: [k, d].
         known: for each group, log-weights [n] that will be added to the total later (an own row's), or None. They count
             when it is decided what may be left out.
@@ -57,15 +57,14 @@ def lookup_by_stream(
         for queries, also in zip(groups, known, strict=True)
     ]
     chosen = [selection if selection and selection.add(*parts[0]) else None for selection in chosen]
-    dense = _Dense(torch.cat([queries for queries, part in zip(groups, chosen, strict=True) if part is None]))
+    others = [queries for queries, selection in zip(groups, chosen, strict=True) if selection is None]
+    dense = _Dense(torch.cat([groups[0][:0], *others]))
     for number, (start, part) in enumerate(parts):
         dense.add(part)
         for selection in chosen:
             if selection is not None and number > 0:
                 selection.add(start, part)
-    left = iter(
-        _split(dense.result(), [len(q) for q, part in zip(groups, chosen, strict=True) if part is None])
-    )
+    left = _split(dense.result(), list(map(len, others)))
     return tuple(next(left) if selection is None else selection.result() for selection in chosen)
 
 
@@ -167,9 +166,10 @@ class _Selection:
         margin = self.length * (reach * self._error())
         scores = torch.mm(self.narrow, part.to(self.narrow.dtype).T)
         self.floor = torch.maximum(self.floor, scores.amax(1, keepdim=True).float() - margin)
-        query, row = (scores >= self._least() - margin).nonzero(as_tuple=True)
-        if len(row) > MOST_SELECTED * scores.numel():
+        reached = scores >= self._least() - margin
+        if int(reached.count_nonzero()) > MOST_SELECTED * scores.numel():
             return None
+        query, row = reached.nonzero(as_tuple=True)
         return _Entries(query, row + start, scores[query, row].float() + margin[query, 0])
 
     def _error(self) -> float:
