@@ -91,8 +91,8 @@ def test_the_loss_against_numpy(d, teacher_temperature, length):
     student, teacher, rows = clustered(9, 1501, d)
     lengths = torch.linspace(length, 1, len(rows))[:, None]
     loss, gradient = errors(student, teacher, lengths * rows, teacher_temperature)
-    assert loss <= 1e-6
-    assert gradient <= 1e-5
+    assert loss <= 1e-6 * max(1, length)
+    assert gradient <= 1e-5 * max(1, length)
 
 
 @pytest.mark.parametrize("k", [0, 1, 2, 299, 300, 301, 1023])
@@ -110,7 +110,7 @@ def test_any_number_of_rows(k):
 def test_rows_without_weight_are_left_out(selected):
     student, teacher, rows = clustered(9, 3000, D)
     seed_loss(student, teacher, rows)
-    ((used, all_rows),) = selected  # the student's weight lies on all rows
+    ((used, all_rows),) = selected  # the student's weight lies on all rows: no selection is kept
     assert not all_rows
     assert used < 0.01 * 9 * 3000
 
@@ -128,15 +128,16 @@ def test_float64_uses_all_rows(selected):
 
 
 def test_from_the_first_broad_block_on_all_rows_are_used(selected):
-    """The second half of the queue is near every query."""
-    _, teacher, rows = clustered(6, 2000, D)
-    rows[1000:] = normalize(teacher.mean(0) + 0.01 * rows[1000:], dim=1)
-    loss, gradient = errors(teacher.roll(1, 0), teacher, rows, 0.01)
+    """The second half of the queue is about as near to a query as its nearest row in the first half."""
+    _, queries, rows = clustered(6, 2000, D)
+    rows[1000:] = normalize(queries.mean(0) + 0.01 * rows[1000:], dim=1)
+    found = soft_lookup(100 * queries, rows)
     ((used, all_rows),) = selected
     assert all_rows
     assert used > 0
-    assert loss <= 1e-6
-    assert gradient <= 1e-5
+    scores = 100 * queries.double() @ rows.double().T
+    torch.testing.assert_close(found.values.double(), scores.softmax(1) @ rows.double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.log_normalizer.double(), scores.logsumexp(1), atol=1e-5, rtol=0)
 
 
 @pytest.mark.usefixtures("narrow")
@@ -166,11 +167,11 @@ def test_weights_just_at_the_threshold(selected, above):
     """One row has all the weight but for 1,499 rows, whose share of it in all is what may be left out, or more."""
     query = torch.zeros(1, D)
     query[0, 0] = 100.0
-    share = DROPPED * (0.98 if not above else 40.0)
+    share = DROPPED * (40.0 if above else 0.05)
     cosine = 1 + math.log(share / 1500) / 100
     rows = torch.zeros(1500, D)
     rows[:, 0], rows[:, 1] = cosine, (1 - cosine**2) ** 0.5
-    rows[700] = query[0] / 100
+    rows[3] = query[0] / 100
     found = soft_lookup(query, rows)
     scores = query.double() @ rows.double().T
     expected = scores.softmax(1) @ rows.double()
@@ -257,7 +258,7 @@ def test_no_bad_row_is_hidden_from_a_sharp_look_up(bad, place):
 
 def test_groups_are_looked_up_each_by_itself():
     _, queries, rows = clustered(6, 1200, D)
-    groups = (5 * queries[:2], 100 * queries[2:3], 3 * queries[3:])
+    groups = (5 * queries[:2], 100 * queries[2:4], 3 * queries[4:])
     for found, group in zip(soft_lookups(groups, rows), groups, strict=True):
         alone = soft_lookup(group, rows)
         torch.testing.assert_close(found.values, alone.values, atol=1e-6, rtol=0)
@@ -283,7 +284,8 @@ def lookup_in_blocks(queries, rows):
 
 @pytest.mark.parametrize("path", [lookup_by_kernel, lookup_in_blocks])
 @pytest.mark.parametrize("scale", [5.0, 400.0])
-def test_no_matrix_of_all_scores(path, scale):
+def test_no_matrix_of_all_scores(monkeypatch, path, scale):
+    monkeypatch.setattr(streaming, "PART_BYTES", 1 << 30)
     n, k, d = 512, 32_771, 16
     _, queries, rows = clustered(n, k, d, spread=0.1)
     with LargestTensor() as seen, torch.no_grad():
@@ -302,8 +304,8 @@ def test_the_loss_stores_no_matrix_of_all_scores(monkeypatch, d, teacher_tempera
     student.requires_grad_()
     with LargestTensor() as seen:
         seed_loss(student, teacher, rows, teacher_temperature=teacher_temperature).backward()
-    # The cat of both groups' queries, and the rows.
-    assert seen.largest <= max(2 * n * d, k * d) < n * k
+    # The values of two shards for both groups' queries, and the rows.
+    assert seen.largest <= max(4 * n * d, k * d) < n * k
 
 
 def test_such_a_matrix_is_noticed():
