@@ -86,9 +86,9 @@ def errors(student, teacher, rows, teacher_temperature: float) -> tuple[float, f
 @pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("d", [768, 2048])
 @pytest.mark.parametrize("teacher_temperature", [0.001, 0.01, 0.1, 1.0])
-@pytest.mark.parametrize("length", [1.0, 0.3, 3.0])
+@pytest.mark.parametrize("length", [1.0, 3.0])
 def test_the_loss_against_numpy(d, teacher_temperature, length):
-    student, teacher, rows = clustered(9, 1501, d)
+    student, teacher, rows = clustered(7, 1101, d)
     lengths = torch.linspace(length, 1, len(rows))[:, None]
     loss, gradient = errors(student, teacher, lengths * rows, teacher_temperature)
     assert loss <= 1e-6 * max(1, length)
@@ -181,7 +181,7 @@ def test_weights_just_at_the_threshold(selected, above):
 
 
 @pytest.mark.usefixtures("narrow")
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     n=st.integers(1, 12),
     k=st.integers(300, 900),
