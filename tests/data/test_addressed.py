@@ -1,12 +1,14 @@
 """Addressed randomness: the published vectors, a slow independent cipher, and independence of all addresses."""
 
 import hashlib
+import tracemalloc
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from tinyseed.data.addressed import permutation, philox, uniforms
+from tinyseed.data import addressed
+from tinyseed.data.addressed import SORTED_BELOW, bijection, order, permutation, philox, uniforms
 
 # philox4x32, 10 rounds, from kat_vectors of Random123: counter, key, output.
 KNOWN_ANSWERS = [
@@ -133,3 +135,72 @@ def test_negative_addresses_are_refused(seed: int, epoch: int) -> None:
         uniforms(seed, epoch, np.array([0]), "crop-0", 1)
     with pytest.raises(ValueError, match="at least 0"):
         permutation(seed, epoch, 3)
+    with pytest.raises(ValueError, match="at least 0"):
+        order(seed, epoch, SORTED_BELOW)
+
+
+@pytest.mark.parametrize("size", [*range(1, 40), 127, 128, 129, 255, 256, 257, 4095, 4096, 4097, 65_537])
+def test_the_bijection_is_one(size: int) -> None:
+    found = bijection(3, 5, size, np.arange(size))
+    assert found.dtype == np.int64
+    assert np.array_equal(np.sort(found), np.arange(size))
+
+
+def test_slices_of_the_bijection_are_slices_of_the_whole() -> None:
+    size = 30_011
+    whole = bijection(0, 7, size, np.arange(size))
+    places = np.random.default_rng(0).permutation(size)[:500]
+    assert np.array_equal(bijection(0, 7, size, places), whole[places])
+    for start, stop in ((0, 1), (4090, 4100), (30_000, size)):
+        assert np.array_equal(bijection(0, 7, size, np.arange(start, stop)), whole[start:stop])
+
+
+@pytest.mark.parametrize("size", [4, 5, 16, 33])
+def test_the_bijection_puts_everything_everywhere_equally_often(size: int) -> None:
+    counts, epochs = np.zeros((size, size)), 600
+    for epoch in range(epochs):
+        counts[np.arange(size), bijection(0, epoch, size, np.arange(size))] += 1
+    statistic = ((counts - epochs / size) ** 2).sum() / (epochs / size)
+    assert stats.chi2.sf(statistic, (size - 1) ** 2) > 1e-4
+
+
+def test_the_bijection_leaves_no_trace_of_the_order() -> None:
+    size = 100_003
+    first, second = (bijection(0, epoch, size, np.arange(size)) for epoch in (0, 1))
+    for one, other in (
+        (first, np.arange(size)),
+        (first, second),
+        (first[1:], first[:-1]),
+        (first[317:], first[:-317]),
+    ):
+        assert abs(np.corrcoef(one, other)[0, 1]) < 5 / np.sqrt(size)
+        joint = np.histogram2d(one, other, 16)[0]
+        assert stats.chisquare(joint.ravel()).pvalue > 1e-5
+    steps = np.diff(first) % size  # of a random order, each as often as any other
+    assert stats.chisquare(np.histogram(steps, 256, (0, size))[0]).pvalue > 1e-5
+    # A batch is spread over the whole data set, in which images are often sorted by class.
+    batches = first[: size // 256 * 256].reshape(-1, 256)
+    assert abs(batches.mean(1).std() / (size / np.sqrt(12 * 256)) - 1) < 0.15
+    assert not np.array_equal(first, bijection(1, 0, size, np.arange(size)))
+    assert not np.array_equal(first, bijection(0, 0, size, np.arange(size), "other"))
+
+
+def test_the_order_of_few_images_is_the_sorted_one_and_of_many_the_bijection(monkeypatch) -> None:
+    monkeypatch.setattr(addressed, "SORTED_BELOW", 5000)
+    for size in (1000, 4999):
+        assert np.array_equal(order(4, 2, size)(10, 300), permutation(4, 2, size)[10:300])
+    many = order(4, 2, 5000)(4990, 5100)
+    assert np.array_equal(many, bijection(4, 2, 5000, np.arange(4990, 5000)))
+
+
+def test_the_order_of_many_images_is_not_held() -> None:
+    tracemalloc.start()
+    places = order(0, 0, 10**9)
+    assert len(np.unique(places(10**8, 10**8 + 4096))) == 4096
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_the_bijections_values_stay_what_they_are() -> None:
+    assert bijection(0, 0, 10, np.arange(10)).tolist() == [2, 5, 8, 7, 1, 4, 3, 0, 6, 9]
+    assert order(0, 0, 10**7)(0, 4).tolist() == [1433182, 7878875, 7539513, 8499560]

@@ -7,12 +7,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import normalize
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from tinyseed.objectives import similarity
+from tinyseed.objectives import kernels
+from tinyseed.objectives.kernels import MAX_DIM, lookup_by_kernel
 from tinyseed.objectives.similarity import soft_lookup, with_own_row
+from tinyseed.objectives.streaming import lookup_by_stream
 
-PATHS = ("_lookup_by_kernel", "_lookup_by_stream")
+
+def lookup_in_blocks(queries: torch.Tensor, rows: torch.Tensor):
+    return lookup_by_stream((queries,), rows, (None,))[0]
+
+
+PATHS = (lookup_by_kernel, lookup_in_blocks)
 
 
 def reference(queries: torch.Tensor, rows: torch.Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -39,13 +45,13 @@ def vectors(n: int, k: int, d: int, dtype: torch.dtype = torch.float32, scale: f
 def test_both_paths_equal_numpy(path, dtype, tolerance, n, k, d):
     queries, rows = vectors(n, k, d, dtype)
     values, log_normalizer = reference(queries, rows)
-    found = getattr(similarity, path)(queries, rows)
+    found = path(queries, rows)
     assert found.values.dtype == found.log_normalizer.dtype == dtype
     np.testing.assert_allclose(found.values, values, atol=tolerance, rtol=0)
     np.testing.assert_allclose(found.log_normalizer, log_normalizer, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("d", [similarity.KERNEL_MAX_DIM, similarity.KERNEL_MAX_DIM + 1, 2048])
+@pytest.mark.parametrize("d", [MAX_DIM["cpu"], MAX_DIM["cpu"] + 1, 2048])
 def test_large_dimensions(d):
     queries, rows = vectors(9, 1500, d)
     values, log_normalizer = reference(queries, rows)
@@ -68,48 +74,12 @@ def test_large_scores_neither_overflow_nor_lose_their_weights(scale):
 @pytest.mark.parametrize("budget", [1, 64 << 20])
 def test_any_split_over_cores_gives_the_same(monkeypatch, threads, budget):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(similarity, "PARTIAL_BYTES", budget)
+    monkeypatch.setattr(kernels, "PARTIAL_BYTES", budget)
     queries, rows = vectors(5, 5003, 24)
     values, log_normalizer = reference(queries, rows)
     found = soft_lookup(queries, rows)
     np.testing.assert_allclose(found.values, values, atol=1e-6)
     np.testing.assert_allclose(found.log_normalizer, log_normalizer, rtol=1e-6)
-
-
-@pytest.mark.parametrize("failure", [AttributeError, NotImplementedError, RuntimeError])
-def test_falls_back_where_the_kernel_is_absent(monkeypatch, failure):
-    def absent(*_):
-        raise failure
-
-    queries, rows = vectors(4, 300, 8)
-    expected = soft_lookup(queries, rows)
-    monkeypatch.setattr(similarity, "_kernel", absent)
-    similarity._kernel_works.cache_clear()
-    try:
-        assert not similarity._kernel_works("cpu", torch.float32)
-        found = soft_lookup(queries, rows)
-    finally:
-        similarity._kernel_works.cache_clear()
-    torch.testing.assert_close(found.values, expected.values)
-    torch.testing.assert_close(found.log_normalizer, expected.log_normalizer)
-
-
-def test_a_kernel_that_gives_something_else_is_not_used(monkeypatch):
-    real = similarity._kernel
-    monkeypatch.setattr(
-        similarity, "_kernel", lambda queries, rows: (real(queries, rows)[0] * 2, real(queries, rows)[1])
-    )
-    similarity._kernel_works.cache_clear()
-    try:
-        assert not similarity._kernel_works("cpu", torch.float32)
-    finally:
-        similarity._kernel_works.cache_clear()
-
-
-def test_the_kernel_is_for_cpus_and_present_in_the_tested_set():
-    assert similarity._kernel_works("cpu", torch.float32)
-    assert similarity._kernel_works("cpu", torch.float64)
-    assert not similarity._kernel_works("cuda", torch.float32)
 
 
 @pytest.mark.parametrize("n", [0, 1, 5])
@@ -151,29 +121,6 @@ def test_rows_need_not_be_contiguous():
     torch.testing.assert_close(found.values, expected.values)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Notes the largest storage that any operator gives."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                self.largest = max(self.largest, tensor.numel())
-        return result
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_no_matrix_of_all_scores(path):
-    n, k, d = 512, 32_771, 16
-    queries, rows = vectors(n, k, d)
-    with LargestTensor() as seen, torch.no_grad():
-        getattr(similarity, path)(queries, rows)
-    # Views of the rows are as large as the rows are, 1 / 32 of the scores.
-    assert seen.largest <= max(k * d, 1 << 20) < n * k // 8
-
-
 def test_own_row_equals_one_more_row():
     queries, rows = vectors(6, 50, 12, torch.float64)
     own = normalize(
@@ -191,7 +138,7 @@ def test_own_row_equals_one_more_row():
 def test_rows_far_below_the_best_do_not_slow_the_matmuls_down():
     """exp of a difference of −90 to −100 is subnormal: the look-up took 140 times as long before it was bounded."""
     generator = torch.Generator().manual_seed(0)
-    dim = similarity.KERNEL_MAX_DIM + 64
+    dim = MAX_DIM["cpu"] + 64
     center = normalize(torch.randn(1, dim, generator=generator), dim=1)
     near = normalize(center + 0.1 * normalize(torch.randn(200, dim, generator=generator), dim=1), dim=1)
     far = torch.randn(1800, dim, generator=generator)
@@ -202,7 +149,7 @@ def test_rows_far_below_the_best_do_not_slow_the_matmuls_down():
         times = []
         for _ in range(3):
             began = time.perf_counter()
-            similarity._lookup_by_stream(queries, rows)
+            lookup_in_blocks(queries, rows)
             times.append(time.perf_counter() - began)
         return min(times)
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tinyseed.data.addressed import permutation, uniforms
+from tinyseed.data.addressed import order, uniforms
 from tinyseed.data.augmentation import View
 from tinyseed.data.base import Source
 from tinyseed.data.crop import CROP_DRAWS
@@ -113,13 +113,13 @@ class Plan:
         epoch, batch = divmod(first_step, self.steps_per_epoch)
         share = self.batch_size // (self.processes * self.micro_batches)
         while True:
-            order = self.images[permutation(self.seed, epoch, len(self.images))]
+            places = order(self.seed, epoch, len(self.images))
             for start in range(
                 batch * self.batch_size, self.steps_per_epoch * self.batch_size, self.batch_size
             ):
                 for micro in range(self.micro_batches):
                     first = start + (micro * self.processes + self.rank) * share
-                    yield Request(epoch, order[first : first + share])
+                    yield Request(epoch, self.images[places(first, first + share)])
             epoch, batch = epoch + 1, 0
 
 

@@ -1,7 +1,7 @@
 """Soft look-up: softmax attention over rows, exact, without an [n, k] matrix. Most losses are built from it."""
 
-import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,34 +10,10 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import logsigmoid
 
+from tinyseed.objectives.kernels import kernel_applies, lookup_by_kernel
+from tinyseed.objectives.lookup import Lookup
+from tinyseed.objectives.streaming import lookup_by_stream, may_select
 from tinyseed.shapes import Embeddings, Rows, Scalar
-
-KERNEL_MAX_DIM = 512
-"""Above it the flash kernel's fixed blocks outgrow a core's cache, and plain matmuls win."""
-
-KERNEL_MIN_ROWS = 256
-"""Fewest rows that are worth their own batch entry in the flash kernel."""
-
-LEAST_EXPONENT = -60.0
-"""Weights below exp(−60) are raised to it: a million of them are 1e-20 of the total, beyond float64's digits.
-
-At small temperatures exp would give subnormal numbers, on which a processor's matmul is over a hundred times slower.
-"""
-
-PARTIAL_BYTES = 64 << 20
-"""Upper limit of memory for the values of all batch entries before they are merged."""
-
-
-class Lookup(NamedTuple):
-    """Result of a soft look-up.
-
-    Attributes:
-        values: [n, d], the rows' mean, weighted by softmax(queries · rows).
-        log_normalizer: [n], log Σ_j exp(query · row_j).
-    """
-
-    values: Embeddings
-    log_normalizer: Float[Tensor, " n"]
 
 
 class OwnRowLookup(NamedTuple):
@@ -55,12 +31,11 @@ class OwnRowLookup(NamedTuple):
     excess: Float[Tensor, " n"]
 
 
-@torch.no_grad()
 def soft_lookup(queries: Embeddings, rows: Rows) -> Lookup:
     """Softmax attention with keys = values = rows.
 
     No gradient flows through it: the losses need none, since ∂ log_normalizer / ∂ query is `values` itself.
-    Extra memory is O(n · d), plus a block of scores if there is no flash kernel.
+    Extra memory is O(n · d); without a fused kernel, also a block of scores and the rows that carry weight (below).
 
     Args:
         queries: [n, d], already divided by the temperature.
@@ -69,20 +44,43 @@ def soft_lookup(queries: Embeddings, rows: Rows) -> Lookup:
     Returns:
         float64 if an input is float64, else float32 (half precision is converted first), also under autocast.
         Matrix products follow `torch.set_float32_matmul_precision`, whose default is full float32.
-        On CUDA the rows are streamed through plain matmuls: no fused kernel has been tested there.
+        On the CPU, above 512 dimensions, rows with less than 2^-28 of the weight in all may be left out.
 
     Source: Milakov & Gimelshein 2018, online softmax (arXiv 1805.02867); Dao et al. 2022, FlashAttention
     (arXiv 2205.14135).
     """
-    device = queries.device.type
-    dtype = common_dtype(queries, rows)
+    return soft_lookups((queries,), rows)[0]
+
+
+@torch.no_grad()
+def soft_lookups(
+    groups: Sequence[Embeddings], rows: Rows, known: Sequence[Float[Tensor, " n"] | None] | None = None
+) -> tuple[Lookup, ...]:
+    """`soft_lookup` of several groups of queries, in one pass over the rows.
+
+    Args:
+        groups: [n, d] each, already divided by the temperature.
+        rows: [k, d].
+        known: for each group the scores [n] of rows that will be added to the look-up (own rows), or None. The 2^-28
+            of the weight that may be left out are then a share of the total with them.
+    """
+    device = rows.device.type
+    dtype = common_dtype(*groups, rows)
+    known = known or (None,) * len(groups)
     with torch.autocast(device, enabled=False):
-        # The flash kernel reads rows with a stride as if they had none.
-        queries, rows = queries.to(dtype).contiguous(), rows.to(dtype).contiguous()
-        small = queries.shape[1] <= KERNEL_MAX_DIM and queries.numel() > 0
-        if small and len(rows) > 0 and _kernel_works(device, dtype):
-            return _lookup_by_kernel(queries, rows)
-        return _lookup_by_stream(queries, rows)
+        # The fused kernels read rows with a stride as if they had none.
+        groups, rows = [queries.to(dtype).contiguous() for queries in groups], rows.to(dtype).contiguous()
+        together = groups[0] if len(groups) == 1 else torch.cat(groups)
+        if not kernel_applies(together, rows):
+            return lookup_by_stream(groups, rows, known)
+        found, sizes = lookup_by_kernel(together, rows), [len(queries) for queries in groups]
+    parts = zip(found.values.split(sizes), found.log_normalizer.split(sizes), strict=True)
+    return tuple(Lookup(*part) for part in parts)
+
+
+def may_leave_out(queries: Embeddings, rows: Rows) -> bool:
+    """Whether `soft_lookups` may leave rows out."""
+    return may_select(rows) and not kernel_applies(queries, rows)
 
 
 def with_own_row(lookup: Lookup, queries: Embeddings, own: Embeddings) -> OwnRowLookup:
@@ -157,78 +155,3 @@ class _KnownGradient(torch.autograd.Function):
         (gradient,) = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
         # autograd narrows the product to the inputs' precision, after a float16 loss scale has lifted it.
         return scale * gradient, None, None
-
-
-def _kernel(queries: Float[Tensor, "c 1 n d"], rows: Float[Tensor, "c 1 m d"]) -> tuple[Tensor, Tensor]:
-    """PyTorch's flash attention for CPUs: values [c, 1, n, d] and log-normalizer [c, 1, n]."""
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        queries, rows, rows, 0.0, False, scale=1.0
-    )
-
-
-@functools.cache
-def _kernel_works(device: str, dtype: torch.dtype) -> bool:
-    """Whether the flash kernel, a private operator that may change, exists and returns what we expect."""
-    if device != "cpu":
-        return False
-    rows = torch.linspace(-1, 1, 12, dtype=dtype).view(1, 1, 3, 4)
-    try:
-        values, log_normalizer = _kernel(rows, rows)
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
-        return False
-    scores = rows @ rows.mT
-    expected = (scores.softmax(-1) @ rows, scores.logsumexp(-1))
-    given = (values, log_normalizer)
-    return all(
-        a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b)
-        for a, b in zip(given, expected, strict=True)
-    )
-
-
-def _lookup_by_kernel(queries: Embeddings, rows: Rows) -> Lookup:
-    """Each core looks up its share of the rows, so that all are equally busy whatever the number of queries."""
-    n, d = queries.shape
-    affordable = PARTIAL_BYTES // (queries.numel() * queries.element_size())
-    chunks = max(1, min(torch.get_num_threads(), len(rows) // KERNEL_MIN_ROWS, affordable))
-    share = len(rows) // chunks
-    rest = rows[chunks * share :]
-    shares = rows[: chunks * share].reshape(chunks, 1, share, d)
-    values, log_normalizer = _kernel(queries.expand(chunks, 1, n, d), shares)
-    found = _merge(values[:, 0], log_normalizer[:, 0])
-    if len(rest) == 0:
-        return found
-    values, log_normalizer = _kernel(queries[None, None], rest[None, None])
-    pair = (found, Lookup(values[0, 0], log_normalizer[0, 0]))
-    return _merge(
-        torch.stack([part.values for part in pair]), torch.stack([part.log_normalizer for part in pair])
-    )
-
-
-def _merge(values: Float[Tensor, "c n d"], log_normalizer: Float[Tensor, "c n"]) -> Lookup:
-    """One look-up from those over c disjoint sets of rows."""
-    if len(values) == 1:
-        return Lookup(values[0], log_normalizer[0])
-    # softmax, not exp(part − whole): the weights sum to 1 even where large log-normalizers round.
-    weights = log_normalizer.softmax(0)
-    return Lookup(torch.einsum("cn,cnd->nd", weights, values), log_normalizer.logsumexp(0))
-
-
-def _lookup_by_stream(queries: Embeddings, rows: Rows) -> Lookup:
-    """The same in plain operators: a block of rows at a time, with a running maximum and sum."""
-    n, d = queries.shape
-    on_cpu = queries.device.type == "cpu"
-    block = max(64, (4 << 20 if on_cpu else 256 << 20) // (max(n, 1) * queries.element_size()))
-    buffer = queries.new_empty(n * min(block, len(rows)))
-    maximum = queries.new_full((n, 1), -math.inf)
-    total = queries.new_zeros(n, 1)
-    weighted = queries.new_zeros(n, d)
-    for part in rows.split(block) if len(rows) else ():
-        scores = torch.mm(queries, part.T, out=buffer[: n * len(part)].view(n, len(part)))
-        higher = torch.maximum(maximum, scores.amax(1, keepdim=True))
-        kept = (maximum - higher).exp_()
-        weights = scores.sub_(higher).clamp_(min=LEAST_EXPONENT).exp_()
-        total.mul_(kept).add_(weights.sum(1, keepdim=True))
-        weighted.mul_(kept).addmm_(weights, part)
-        maximum = higher
-    values = weighted.div_(total) if len(rows) else weighted
-    return Lookup(values, (maximum + total.log())[:, 0])
