@@ -15,10 +15,12 @@ precision and at everybody's defaults (tinyseed: bfloat16 where the processor mu
   ViT-S/14 of random weights; v3 takes any, so both take the same ResNet.
 - *tinyseed, cached*: with `cache_views`, where this version has that setting.
 
-The case "learning" trains all sides for ten epochs on the package's photos: seconds for all of it, k-NN on the test
-photos (the same code for all, features of the backbone) by epoch, and the seconds to 90 % of the teacher's k-NN.
+The case "learning" trains the sides for ten epochs on the package's photos (LightlyTrain with `--lightly-learns`):
+seconds for all of it, k-NN on the test photos by epoch (the same code for all, features of the backbone), and the
+seconds to 90 % of the teacher's k-NN.
 
-Default: about 10 minutes on two cores. Writes bench/results/end-to-end.json.
+About 15 minutes on two cores, of which the learning case takes half. Each case's result is kept when it ends, so cases
+can be measured one by one. Writes bench/results/end-to-end.json.
 """
 
 import argparse
@@ -33,7 +35,7 @@ from pathlib import Path
 import torch
 
 import tinyseed
-from common import machine, write_results
+from common import RESULTS, machine, write_results
 from judge import Judge, first_above
 from step import Case as StepCase
 from step import enlarged, teacher_with_head
@@ -72,31 +74,18 @@ AUTHORS = ("authors", "authors, tuned", "tinyseed, float32", "tinyseed")
 LIGHTLY = ("lightly", "lightly, bf16", "tinyseed, float32", "tinyseed")
 SMALL = "mobilenetv3_small_050"
 R50_R18, VIT_R18 = ("resnet50", "resnet18"), (VIT, "resnet18")
+V1, V3 = "distillationv1", "distillationv3"
 CASES = (
     Case(
-        "learning, 64 px, ResNet-18 to MobileNetV3-small 0.5",
-        *("clothing", SMALL, 64, 128, 1024, 10),
-        sides=("authors", "tinyseed", "tinyseed, cached", "lightly"),
-        lightly="distillationv3",
+        *("learning, 64 px", "clothing", SMALL, 64, 128, 1024, 10),
+        *(("authors", "tinyseed", "tinyseed, cached", "lightly"), V3),
         learns=True,
     ),
-    Case("64 px, ResNet-50 to ResNet-18", *R50_R18, 64, 128, 65536, 3, AUTHORS, aims={"authors": 1.5}),
-    Case("224 px, ResNet-50 to ResNet-18", *R50_R18, 224, 32, 65536, 2, AUTHORS, aims={"authors": 1.3}),
-    Case(
-        "70 px, ViT-S/14 to ResNet-18",
-        *(*VIT_R18, 70, 128, 1024, 3, LIGHTLY, "distillationv1"),
-        aims={"lightly": 1.5},
-    ),
-    Case(
-        "224 px, ViT-S/14 to ResNet-18",
-        *(*VIT_R18, 224, 32, 512, 2, LIGHTLY, "distillationv1"),
-        aims={"lightly": 1.2},
-    ),
-    Case(
-        "64 px, ResNet-50 to ResNet-18, loss over patches too",
-        *(*R50_R18, 64, 128, 1024, 3, LIGHTLY, "distillationv3"),
-        aims={"lightly": 1.5},
-    ),
+    Case("authors, 64 px", *R50_R18, 64, 128, 65536, 3, AUTHORS, aims={"authors": 1.5}),
+    Case("authors, 224 px", *R50_R18, 224, 32, 65536, 2, AUTHORS, aims={"authors": 1.3}),
+    Case("lightly v1, 70 px", *VIT_R18, 70, 128, 1024, 3, LIGHTLY, V1, aims={"lightly": 1.5}),
+    Case("lightly v1, 224 px", *VIT_R18, 224, 32, 512, 2, LIGHTLY, V1, aims={"lightly": 1.2}),
+    Case("lightly v3, 64 px", *R50_R18, 64, 128, 1024, 3, LIGHTLY, V3, aims={"lightly": 1.5}),
 )
 
 
@@ -104,29 +93,48 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=7, help="at most")
+    parser.add_argument(
+        "--minutes", type=float, default=1.0, help="for the turns of a case, at least two each"
+    )
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of the learning case")
     parser.add_argument("--case", default="", help="only cases whose name contains this")
     parser.add_argument("--sides", default="", help="only sides whose name contains this, and tinyseed")
+    parser.add_argument(
+        "--lightly-learns", action="store_true", help="LightlyTrain takes part in the learning case"
+    )
     parser.add_argument(
         "--workers", type=int, help="DataLoader workers of the others; default: a trial of 0, 1 and 2"
     )
     parser.add_argument("--lightly-python", type=Path, help="Python of an environment with lightly-train")
     given = parser.parse_args()
-    results = []
     with tempfile.TemporaryDirectory() as folder:
+        trials: dict[tuple[str, bool], int] = {}
         for case in CASES:
-            if given.case in case.name:
-                results.append(Measurement(case, Path(folder), given).result())
-    if not (given.case or given.sides):
-        write_results("end-to-end", {"machine": machine(), "results": results})
+            if given.case in case.name and not given.sides:
+                keep(Measurement(case, Path(folder), given, trials).result())
+            elif given.case in case.name:
+                Measurement(case, Path(folder), given, trials).result()
+
+
+def keep(result: dict) -> None:
+    """Write a case's result in the place of its former one; the others stay."""
+    path = RESULTS / "end-to-end.json"
+    former = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else []
+    others = [each for each in former if each["case"] != result["case"]]
+    order = [case.name for case in CASES]
+    write_results(
+        "end-to-end", {"results": sorted([*others, result], key=lambda each: order.index(each["case"]))}
+    )
 
 
 class Measurement:
     """One case: its sides, and what they did."""
 
-    def __init__(self, case: Case, folder: Path, given: argparse.Namespace) -> None:
-        self.case, self.given = case, given
+    def __init__(
+        self, case: Case, folder: Path, given: argparse.Namespace, trials: dict[tuple[str, bool], int]
+    ) -> None:
+        self.case, self.given, self.trials = case, given, trials
         self.folder = folder / case.name.replace(" ", "-").replace("/", "-")
         self.folder.mkdir()
         self.photos = photos(folder, 0) if case.size <= 80 else photos(folder, 256)
@@ -136,11 +144,12 @@ class Measurement:
     def result(self) -> dict:
         """Measure and print the case."""
         case = self.case
-        print(f"\n{case.name}  (batch {case.batch}, queue {case.queue:,})", flush=True)
+        networks = f"{case.teacher} to {case.student}"
+        print(f"\n{case.name}: {networks}, batch {case.batch}, queue {case.queue:,}", flush=True)
         self.workers = {kind: self.best_workers(kind) for kind in ("authors", "lightly") if self.wants(kind)}
         sides = [self.side(name) for name in case.sides if self.wants(name) and self.available(name)]
         with ended_at_exit(sides):
-            take_turns(sides, case.steps)
+            take_turns(sides, case.steps, None if case.learns else 60 * self.given.minutes)
             for side in sides:
                 if case.learns:
                     side.finish()
@@ -150,6 +159,8 @@ class Measurement:
         show(case, rows)
         return {
             "case": case.name,
+            "networks": networks,
+            "machine": machine(),
             "batch": case.batch,
             "queue": case.queue,
             "workers": self.workers,
@@ -160,6 +171,8 @@ class Measurement:
         """Whether this side is in the case, was asked for, and can run here."""
         kind = name.split(",", maxsplit=1)[0]
         asked = kind == "tinyseed" or self.given.sides in name
+        if kind == "lightly" and self.case.learns:
+            asked = self.given.lightly_learns
         there = any(side.startswith(kind) for side in self.case.sides)
         return there and asked and (kind != "lightly" or self.given.lightly_python is not None)
 
@@ -178,13 +191,16 @@ class Measurement:
         """The number of DataLoader workers with which another loop is fastest, by a trial of each."""
         if self.given.workers is not None:
             return self.given.workers
+        place = kind, self.case.size > 80
+        if place in self.trials:
+            return self.trials[place]
         steps, trials = max(2, self.case.steps // 2), {}
         for workers in (0, 1, 2):
             side = self.side(kind, workers=workers, total=3 * steps)
             with ended_at_exit([side]):
                 side.turn(steps)
                 trials[workers] = side.turn(2 * steps)
-        best = min(trials, key=trials.__getitem__)
+        best = self.trials[place] = min(trials, key=trials.__getitem__)
         said = ", ".join(
             f"{count}: {1000 * seconds / self.case.batch:.2f}" for count, seconds in trials.items()
         )

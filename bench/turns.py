@@ -194,12 +194,18 @@ def ended_at_exit(sides: Sequence[Side]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def take_turns(sides: Sequence[Side], steps: int) -> None:
-    """Turns of this many steps until each side has done all its steps; the first turn of each warms up."""
+def take_turns(sides: Sequence[Side], steps: int, limit: float | None = None) -> None:
+    """Turns of this many steps until each side has done all its steps; the first turn of each warms up.
+
+    With a limit in seconds no round begins after it, but two are always done.
+    """
+    began: float | None = None
     while waiting := [side for side in sides if not side.done]:
+        rounds = min(len(side.turns) for side in waiting)
+        if limit is not None and began is not None and rounds >= 2 and time.monotonic() - began > limit:
+            return
         for side in waiting:
             seconds = side.turn(steps)
-            print(
-                f"    {side.name:34} step {side.steps:5}  {1000 * seconds / side.batch:8.3f} ms/image",
-                flush=True,
-            )
+            each = f"{1000 * seconds / side.batch:8.3f} ms/image"
+            print(f"    {side.name:34} step {side.steps:5}  {each}", flush=True)
+        began = began or time.monotonic()
