@@ -147,18 +147,19 @@ class Side:
         deadline = time.monotonic() + self.patience
         with selectors.DefaultSelector() as selector:
             selector.register(self._pipe, selectors.EVENT_READ)
+            ended = False
             while self.steps < steps:
                 if selector.select(timeout=0.5):
-                    self._read()
-                ended = self._process.poll() is not None and not selector.select(timeout=0)
+                    ended = not self._read()
                 if self.steps < steps and (ended or time.monotonic() > deadline):
                     said = self.log.read_text(errors="replace")[-1500:]
-                    raise RuntimeError(
-                        f"{self.name} {'ended' if ended else 'hangs'} at step {self.steps}:\n{said}"
-                    )
+                    state = "ended" if ended else "hangs"
+                    raise RuntimeError(f"{self.name} {state} at step {self.steps}:\n{said}")
 
-    def _read(self) -> None:
-        self._buffer += os.read(self._pipe, 65536)
+    def _read(self) -> bool:
+        """Take in what it has written; False: it has closed its end."""
+        new = os.read(self._pipe, 65536)
+        self._buffer += new
         *lines, self._buffer = self._buffer.split(b"\n")
         for line in lines:
             said = json.loads(line)
@@ -166,6 +167,7 @@ class Side:
                 self._stamps.append(said["step"])
             else:
                 self._away.append(tuple(said["away"]))
+        return bool(new)
 
     def _active(self, moment: float) -> float:
         """Seconds that it had run for at a moment: the union of what does not count is left out."""
