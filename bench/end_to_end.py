@@ -7,7 +7,7 @@ in processes of its own. They take turns of a few steps in one run; a side that 
 table has medians over the turns of milliseconds per image, and of the ratios to tinyseed within a turn, at the same
 precision and at everybody's defaults (tinyseed: bfloat16 where the processor multiplies it; the others: float32).
 
-- *authors*: SEED's published loop, restated (authors.py), with the best of 0, 1 and 2 DataLoader workers, chosen by
+- *authors*: SEED's published loop, restated (authors_side.py), with the best of 0, 1 and 2 DataLoader workers, chosen by
   a short trial of each. "Tuned" adds channels-last memory and bfloat16.
 - *LightlyTrain*: `distillationv1` and `distillationv3` from PyPI, if `--lightly-python` names the Python of an
   environment that has it (python -m venv ENV && ENV/bin/pip install lightly-train==0.18.0 jaxtyping).
@@ -243,7 +243,7 @@ class Measurement:
         names = {"data": self.photos, "out": out, "teacher": self.teacher, "student": case.student}
         flags = [f"--{name}={value}" for name, value in (names | numbers).items()]
         flags += ["--tuned"] * (variant == "tuned") + ["--snapshots"] * snapshots
-        return [sys.executable, str(HERE / "authors.py"), *flags]
+        return [sys.executable, str(HERE / "authors_side.py"), *flags]
 
     def ours(self, variant: str, out: Path, workers: int, snapshots: bool) -> list[str]:
         """The loop of tinyseed itself."""
@@ -271,7 +271,7 @@ class Measurement:
         if variant == "cached":
             fields |= {"cache_views": CACHED_VIEWS, "cache": str(out) + "-cache"}
         flags = ["--snapshots"] * snapshots + ["--fill"] * (not case.learns)
-        return [sys.executable, str(HERE / "ours.py"), json.dumps(fields), *flags]
+        return [sys.executable, str(HERE / "tinyseed_side.py"), json.dumps(fields), *flags]
 
     def lightly(self, variant: str, out: Path, workers: int, snapshots: bool) -> list[str]:
         """LightlyTrain's, in its own environment."""
@@ -297,7 +297,7 @@ class Measurement:
             "precision": "bf16-mixed" if variant == "bf16" else "32-true",
         }
         flags = [f"--snapshots={self.folder}/lightly"] if snapshots else []
-        return [str(self.given.lightly_python), str(HERE / "lightly.py"), json.dumps(arguments), *flags]
+        return [str(self.given.lightly_python), str(HERE / "lightly_side.py"), json.dumps(arguments), *flags]
 
     def rows(self, sides: list[Side]) -> list[dict]:
         """Milliseconds per image of each side, and ratios within the turns to tinyseed's two precisions."""

@@ -147,7 +147,7 @@ def command(entry: Entry, source: Path, out: Path, epochs: int) -> list[str]:
         "env",
         f"PYTHONPATH={source}",
         sys.executable,
-        str(HERE / "ours.py"),
+        str(HERE / "tinyseed_side.py"),
         json.dumps(fields),
         "--snapshots",
     ]

@@ -1,6 +1,6 @@
 """tinyseed's own training loop as one side of bench/end_to_end.py: `train` as it is, its steps reported.
 
-    python bench/ours.py '{"data": ["photos"], "out": "run", …}' [--fill] [--snapshots]
+    python bench/tinyseed_side.py '{"data": ["photos"], "out": "run", …}' [--fill] [--snapshots]
 
 The first argument has the fields of `SeedSettings`. `--fill` fills the queue before the first step, so that steps cost
 what they do later in a run; `--snapshots` keeps the student after each epoch.

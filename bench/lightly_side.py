@@ -1,6 +1,6 @@
 """LightlyTrain's distillation as one side of bench/end_to_end.py, run by the Python of its own environment.
 
-    PYTHONPATH=src /path/to/env/bin/python bench/lightly.py '{"out": …}' [--snapshots FOLDER]
+    PYTHONPATH=src /path/to/env/bin/python bench/lightly_side.py '{"out": …}' [--snapshots FOLDER]
 
 The first argument has the arguments of `lightly_train.pretrain`. `teacher_weights` in `method_args` may be `random`:
 the teacher's own random weights are written to a file first, so that nothing is downloaded. Its usage reports are off.
