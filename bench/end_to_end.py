@@ -7,8 +7,8 @@ in processes of its own. They take turns of a few steps in one run; a side that 
 table has medians over the turns of milliseconds per image, and of the ratios to tinyseed within a turn, at the same
 precision and at everybody's defaults (tinyseed: bfloat16 where the processor multiplies it; the others: float32).
 
-- *authors*: SEED's published loop, restated (authors_side.py), with the best of 0, 1 and 2 DataLoader workers, chosen by
-  a short trial of each. "Tuned" adds channels-last memory and bfloat16.
+- *authors*: SEED's published loop, restated (authors_side.py), with the best of 0, 1 and 2 DataLoader workers, chosen
+  by a short trial of each. "Tuned" adds channels-last memory and bfloat16.
 - *LightlyTrain*: `distillationv1` and `distillationv3` from PyPI, if `--lightly-python` names the Python of an
   environment that has it (python -m venv ENV && ENV/bin/pip install lightly-train==0.18.0 jaxtyping).
   Its version 3 has a second loss over patches. Teachers: its v1 takes only its own by name, so both sides take a
@@ -50,7 +50,7 @@ HERE = Path(__file__).parent
 EPOCHS, LR = 10, 0.4
 CACHED_VIEWS = 2
 VIT = "vit_small_patch14_dinov2"
-VIT_OF_LIGHTLY = "dinov2/vits14-noreg"
+VIT_OF_LIGHTLY = "dinov2/vits14-noreg-notpretrained"
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ class Measurement:
     def lightly(self, variant: str, out: Path, workers: int, snapshots: bool) -> list[str]:
         """LightlyTrain's, in its own environment."""
         case = self.case
-        teacher = {"teacher": VIT_OF_LIGHTLY, "teacher_weights": "random"}
+        teacher = {"teacher": VIT_OF_LIGHTLY}
         if case.teacher != VIT:
             teacher = {
                 "teacher": f"timm/{case.teacher.replace('clothing', 'resnet18')}",

@@ -2,8 +2,7 @@
 
     PYTHONPATH=src /path/to/env/bin/python bench/lightly_side.py '{"out": …}' [--snapshots FOLDER]
 
-The first argument has the arguments of `lightly_train.pretrain`. `teacher_weights` in `method_args` may be `random`:
-the teacher's own random weights are written to a file first, so that nothing is downloaded. Its usage reports are off.
+The first argument has the arguments of `lightly_train.pretrain`. Its usage reports are off, and nothing is downloaded.
 """
 
 import argparse
@@ -22,7 +21,6 @@ ensure_torchvision()
 
 import lightly_train  # noqa: E402  (pyright: only in its own environment)
 from lightly_train._methods.method import Method  # noqa: E402
-from lightly_train._models import package_helpers  # noqa: E402
 
 
 def main() -> None:
@@ -31,18 +29,8 @@ def main() -> None:
     parser.add_argument("--snapshots", help="folder for the student after each epoch")
     given = parser.parse_args()
     arguments = json.loads(given.arguments)
-    how = arguments["method_args"]
-    if how.get("teacher_weights") == "random":
-        how["teacher_weights"] = random_weights(how["teacher"], Path(arguments["out"] + "-teacher.pth"))
     report_steps(Path(given.snapshots) if given.snapshots else None)
     lightly_train.pretrain(**arguments)
-
-
-def random_weights(teacher: str, path: Path) -> str:
-    torch.manual_seed(0)
-    wrapped = package_helpers.get_wrapped_model(model=teacher, num_input_channels=3, load_weights=False)
-    torch.save(wrapped.get_model().state_dict(), path)
-    return str(path)
 
 
 def report_steps(snapshots: Path | None) -> None:
