@@ -34,8 +34,6 @@ from tinyseed.data.render import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from tinyseed.models.backbones import build_backbone  # noqa: E402
 from tinyseed.models.encoder import Encoder, build_projector, freeze  # noqa: E402
 
-WARMUP_EPOCHS = 1
-
 
 class PillowBlur:
     """Gaussian blur of a random width."""
@@ -115,9 +113,9 @@ def soft_cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
 
 def rate(epoch: int, epochs: int, base: float, batch: int) -> float:
     """Learning rate of an epoch: linear from the unscaled one, then a cosine over the whole run."""
-    peak = base * batch / 256
-    if epoch < WARMUP_EPOCHS:
-        return base + (peak - base) / WARMUP_EPOCHS * epoch
+    peak, warmup = base * batch / 256, min(5, epochs / 10)
+    if epoch < warmup:
+        return base + (peak - base) / warmup * epoch
     return peak * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 

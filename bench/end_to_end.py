@@ -262,7 +262,6 @@ class Measurement:
             "epochs": self.epochs,
             "lr": LR,
             "schedule": "cosine-epoch",
-            "warmup_epochs": 1,
             "precision": "32" if variant == "float32" else "auto",
         }
         if case.teacher == VIT:
