@@ -24,8 +24,7 @@ for step in range({steps}):
 
 
 @pytest.fixture
-def turns(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCH))
+def turns():
     import turns
 
     return turns
