@@ -279,6 +279,7 @@ class Measurement:
             teacher = {
                 "teacher": f"timm/{case.teacher.replace('clothing', 'resnet18')}",
                 "teacher_weights": str(self.teacher_backbone),
+                "teacher_args": {"num_classes": 0},
             }
         arguments = {
             "out": str(out),

@@ -48,9 +48,10 @@ def test_stops_and_the_benchmarks_own_work_do_not_count(turns, tmp_path):
         times = each.times()
         assert times == sorted(times)
         spent = times[-1] - times[0]
-        assert 11 * 0.02 <= spent < 0.6 * whole  # the other side ran, or it saved, in the rest
+        # The other side ran, or it saved, in the rest. A sleep goes on during a stop: two of the steps may be short.
+        assert 9 * 0.02 <= spent < 0.6 * whole
     assert len(plain.turns) == 2
-    assert all(0.015 < seconds < 0.5 for seconds in plain.turns)
+    assert all(0.01 < seconds < 0.5 for seconds in plain.turns)
 
 
 def test_a_side_that_ends_too_early_says_so_with_its_log(turns, tmp_path):
