@@ -36,7 +36,7 @@ Embeddings = Float[Tensor, "n d"]
 Rows = Float[Tensor, "k d"]
 """Unit rows of the queue."""
 
-Patches = Float[Tensor, "n p c"]
+Patches = Float[Tensor, "n p f"]
 """A vector for each patch of an image."""
 
 Scalar = Float[Tensor, ""]

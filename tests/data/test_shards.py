@@ -119,12 +119,12 @@ def test_a_disk_that_is_full_stops_keeping_and_nothing_else(tmp_path, monkeypatc
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "pwrite", full)
-    given = kept.keep(0, first, values(first, seed=5))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        given = kept.keep(0, first, values(first, seed=5))
     assert kept.stopped == "No space left on device"
     assert (given[:3] == values(first[:3])).all()
     assert (given[3:] == values(first, seed=5)[3:]).all()
-    monkeypatch.undo()
     kept.keep(0, first, values(first))
     assert kept.read(0, first)[1].sum() == 3  # nothing more is tried
 

@@ -139,30 +139,24 @@ def test_views_repeat_and_have_a_seed_of_their_own(photos, teachers, tmp_path):
     assert pixels(0, cache_views=None, seed=3, view_seed=0) == first
 
 
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        (
-            {"teacher": "other"},
-            r"cache=.*another teacher \(.*one, [0-9a-f]{16}, not .*other, [0-9a-f]{16}\); give that",
-        ),
-        ({"view_seed": 1}, "another view_seed"),
-        ({"crop_scale": (0.5, 1.0)}, "another views"),
-        ({"teacher_output": "backbone"}, "another teacher"),
-        ({"precision": "bf16"}, "another precision"),
-        ({"teacher_image_size": 64}, "another teacher_input"),
-    ],
-)
-def test_a_cache_of_something_else_is_refused(photos, teachers, tmp_path, changes, told):
+def test_a_cache_of_something_else_is_refused(photos, teachers, tmp_path):
     common = {"cache": tmp_path / "kept", "epochs": 1, "batch_size": 60}
-    if not (tmp_path / "kept").exists():
-        train(settings(photos, teachers, tmp_path / "a", **common), quiet=True)
-    if "teacher" in changes:
-        changes = {"teacher": str(teachers / changes["teacher"])}
-    with pytest.raises(InputError, match=told) as caught:
-        train(settings(photos, teachers, tmp_path / "b", **(common | changes)), quiet=True)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "b").exists()
+    train(settings(photos, teachers, tmp_path / "a", **common), quiet=True)
+    refused = {
+        r"cache=.*another teacher \(.*one, [0-9a-f]{16}, not .*other, [0-9a-f]{16}\); give that": {
+            "teacher": str(teachers / "other")
+        },
+        "another view_seed": {"view_seed": 1},
+        "another views": {"crop_scale": (0.5, 1.0)},
+        "another teacher ": {"teacher_output": "backbone"},
+        "another precision": {"precision": "bf16"},
+        "another teacher_input": {"teacher_image_size": 64},
+    }
+    for told, changes in refused.items():
+        with pytest.raises(InputError, match=told) as caught:
+            train(settings(photos, teachers, tmp_path / "b", **(common | changes)), quiet=True)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize(
@@ -172,7 +166,6 @@ def test_a_cache_of_something_else_is_refused(photos, teachers, tmp_path, change
         ({"cache_crops": True, "cache_views": None}, "cache_crops=True: give `cache_views`"),
         ({"cache_outputs": ("rows", "features"), "cache_views": None}, "give `cache_views`"),
         ({"cache_outputs": ("features",)}, "give rows, too"),
-        ({"cache_outputs": ("logits",)}, "cache_outputs=logits: give one or more of rows, features, patches"),
         ({"cache_views": 0}, "cache_views=0: give a number from 1"),
     ],
 )

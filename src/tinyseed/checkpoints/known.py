@@ -22,7 +22,7 @@ from tinyseed.errors import RunError, argument
 from tinyseed.files import cache_folder, digest, write_json
 from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder
-from tinyseed.models.spec import ModelSpec
+from tinyseed.models.spec import RANDOM, ModelSpec
 from tinyseed.models.teacher import Teacher
 from tinyseed.settings.train import TeacherOutput
 from tinyseed.shapes import Features, Images
@@ -159,6 +159,8 @@ def _contract(fields: Mapping[str, Any]) -> InputContract:
 
 def _facts_at(spec: ModelSpec) -> Path | None:
     """Where it is kept what is known of a teacher; None where its files cannot be recognized."""
+    if spec.weights != "random" and not str(spec.name).startswith(RANDOM):
+        spec = dataclasses.replace(spec, seed=None)  # nothing of it is random
     given = [(field.name, repr(getattr(spec, field.name))) for field in dataclasses.fields(spec)]
     try:
         files = sorted(_files(spec))

@@ -74,7 +74,7 @@ class Targets(Protocol):
         ...
 
     def of(self, views: Views, place: int, output: TeacherOutput) -> "torch.Tensor":
-        """Another output of the teacher for the same view: its features [n, f], or its patches [n, p, c]."""
+        """Another output of the teacher for the same view: its features [n, f], or its patches [n, p, f]."""
         ...
 
 

@@ -77,7 +77,7 @@ class Teacher:
         return given["features"], given["rows"]
 
     def patches(self, images: Images) -> Patches:
-        """A vector for each patch [n, p, c]: a transformer's tokens, or the places of a network's last map.
+        """A vector for each patch [n, p, f]: a transformer's tokens, or the places of a network's last map.
 
         Raises:
             InputError: its network does not say what they are.
