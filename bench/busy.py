@@ -32,7 +32,6 @@ class Setting:
     batch_class: bool = False
     niceness: int = 0
     slice_ms: float = 0
-    pinned: bool = False
 
 
 SETTINGS = {
@@ -50,6 +49,7 @@ SETTINGS = {
     "nice 5": Setting(UNTOUCHED, niceness=5),
     "slice 0.1 ms": Setting(UNTOUCHED, slice_ms=0.1),
     "slice 0.1 ms, spin 1000": Setting(UNTOUCHED | {"GOMP_SPINCOUNT": "1000"}, slice_ms=0.1),
+    "slice 0.1 ms, spin 3000": Setting(UNTOUCHED | {"GOMP_SPINCOUNT": "3000"}, slice_ms=0.1),
     "slice 0.1 ms, bound": Setting(UNTOUCHED | {"OMP_PROC_BIND": "true"}, slice_ms=0.1),
 }
 
@@ -82,10 +82,10 @@ def main() -> None:
                 for number, name in enumerate(given.settings)
             }
             results += measure(case, children, given)
-    if not given.quick:
-        from common import machine, write_results
+        if not given.quick:
+            from common import machine, write_results
 
-        write_results("busy", {"machine": machine(), "cores": os.cpu_count(), "results": results})
+            write_results("busy", {"machine": machine(), "cores": os.cpu_count(), "results": results})
 
 
 def arguments() -> argparse.Namespace:
