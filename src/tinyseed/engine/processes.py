@@ -5,15 +5,11 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
 
 import torch.distributed as dist
-from lightning_fabric.strategies.ddp import DDPStrategy
-from lightning_fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
-from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 
 from tinyseed.errors import RunError
 from tinyseed.progress import Progress
@@ -26,27 +22,6 @@ WAITING_PATIENCE = timedelta(days=7)
 
 _LOOK_SECONDS, _GRACE_SECONDS = 0.5, 15.0
 _LOST = re.compile("gloo|NCCL|connection (closed|reset|refused)|broken pipe|timed out", re.IGNORECASE)
-
-
-class WatchedDDP(DDPStrategy):
-    """Data-parallel training whose processes end when one of them has failed.
-
-    Fabric's own launcher kills the first process without a word if another one fails, and leaves the others alone if
-    the first one is killed.
-    """
-
-    def _configure_launcher(self) -> None:
-        assert self.cluster_environment is not None
-        self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
-
-
-class _Launcher(_SubprocessScriptLauncher):
-    def launch(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        if not self.cluster_environment.creates_processes_externally:
-            self._call_children_scripts()
-        watch(os.getppid(), self.procs)
-        _set_num_threads_if_needed(num_processes=self.num_processes)
-        return function(*args, **kwargs)
 
 
 def watch(parent: int, children: Sequence["subprocess.Popen[bytes]"]) -> None:
