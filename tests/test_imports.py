@@ -6,7 +6,16 @@ import sys
 import pytest
 from PIL import Image
 
-NEVER = ("lightning_fabric", "torch._dynamo", "torch._inductor", "sympy", "scipy", "sklearn", "transformers", "onnx")
+NEVER = (
+    "lightning_fabric",
+    "torch._dynamo",
+    "torch._inductor",
+    "sympy",
+    "scipy",
+    "sklearn",
+    "transformers",
+    "onnx",
+)
 """Modules that one process on the CPU needs at no time; together they take longer than all that it needs."""
 
 FIRST_STEP = """
@@ -33,7 +42,11 @@ except KeyboardInterrupt:
 
 def loaded_after(code, *arguments):
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     return set(done.stdout.splitlines()[-1].split())
 

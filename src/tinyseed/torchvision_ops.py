@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.nn.functional import embedding_bag
 
 # A torch.library.Library removes its operators when it is garbage-collected.
@@ -71,7 +72,9 @@ def _stand_ins() -> dict[str, types.ModuleType]:
     package, utils = (types.ModuleType(name) for name in _COMPILER)
 
     def disable(function: Any = None, recursive: bool = True, **_: Any) -> Any:  # noqa: ANN401
-        return torch._disable_dynamo(function, recursive)  # torch's own, which imports the compiler when it is called
+        return torch._disable_dynamo(
+            function, recursive
+        )  # torch's own, which imports the compiler when it is called
 
     def is_compile_supported(device_type: Any) -> bool:  # noqa: ANN401
         return importlib.import_module(_COMPILER[1]).is_compile_supported(device_type)

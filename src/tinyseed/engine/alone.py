@@ -19,7 +19,11 @@ class Alone:
     """
 
     autocast_dtype: torch.dtype | None = None
-    device: torch.device = torch.device("cpu")
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        return torch.device("cpu")
 
     def setup(self, module: nn.Module, optimizer: Optimizer) -> tuple[Callable[..., Any], Optimizer]:
         """The module's forward pass in this precision, and the optimizer as it is."""

@@ -53,6 +53,35 @@ class Learner:
     schedule: Schedule
 
 
+EVALUATION_SHARE, CHECKPOINT_SHARE = 0.05, 0.02
+"""Most of the training time that evaluations (`evaluate_every` "auto") and checkpoints after epochs take."""
+
+
+@dataclass
+class Cost:
+    """The time that something done now and then takes, in this process, since the run was started or resumed.
+
+    Attributes:
+        total: seconds so far.
+        last: seconds of the last time.
+    """
+
+    total: float = 0.0
+    last: float = 0.0
+
+    @contextmanager
+    def counted(self) -> Generator[None, None, None]:
+        """Count what is done in this context."""
+        began = time.monotonic()
+        yield
+        self.last = time.monotonic() - began
+        self.total += self.last
+
+    def fits(self, share: float, seconds: float) -> bool:
+        """Whether another time, as long as the last one, stays within this share of so many seconds."""
+        return self.total + self.last <= share * seconds
+
+
 @dataclass
 class Clock:
     """The time of a run.
@@ -61,15 +90,25 @@ class Clock:
         elapsed: seconds of training done, the same on all processes.
         began: when this process would have begun, had it never been interrupted.
         saved_at: when the last checkpoint was written.
+        started: when this process began to train.
+        evaluations, checkpoints: the time that they took.
     """
 
     elapsed: float = 0.0
     began: float = 0.0
     saved_at: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
+    evaluations: Cost = field(default_factory=Cost)
+    checkpoints: Cost = field(default_factory=Cost)
 
     def start(self) -> None:
         """Count from here."""
-        self.began = time.monotonic() - self.elapsed
+        self.started = time.monotonic()
+        self.began = self.started - self.elapsed
+
+    def allows(self, cost: Cost, share: float) -> bool:
+        """Whether something may be done once more, given the share of this process' training time that it may take."""
+        return cost.fits(share, time.monotonic() - self.started)
 
     @property
     def now(self) -> float:
@@ -144,8 +183,22 @@ class Run:
 
     @property
     def evaluation_due(self) -> bool:
-        """Whether to evaluate after this step; at the end of the run `finish` does."""
-        return self.epoch_ended and self.epoch % self.settings.evaluate_every == 0 and not self.done
+        """Whether to evaluate after this step, the same for all processes; at the end of the run `finish` does."""
+        if not self.epoch_ended or self.done:
+            return False
+        every = self.settings.evaluate_every
+        if every != "auto":
+            return self.epoch % every == 0
+        return self._agreed(self.clock.allows(self.clock.evaluations, EVALUATION_SHARE))
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether to save after this step because an epoch ended; `agree` says whether the time has come."""
+        return self.epoch_ended and self._agreed(self.clock.allows(self.clock.checkpoints, CHECKPOINT_SHARE))
+
+    def _agreed(self, here: bool) -> bool:
+        """Whether something is so for one of the processes; their clocks differ."""
+        return any(self.runtime.largest([float(here)]))
 
     @property
     def views(self) -> TrainingViews:
@@ -189,7 +242,7 @@ class Run:
     @property
     def evaluation_missing(self) -> bool:
         """Whether the evaluation after the last step is still to be done: before the first one, or after a stop."""
-        if self.step > 0 and not self.evaluation_due:
+        if self.step > 0 and (self.settings.evaluate_every == "auto" or not self.evaluation_due):
             return False
         return self.runtime.largest([float(self._evaluated)]) == [0]
 
@@ -209,7 +262,7 @@ class Run:
         self.require_folder()
         if self.runtime.is_main and not self._evaluated:
             metrics: Metrics | None = None
-            with suppress(Stopped), request.at_once():
+            with self.clock.evaluations.counted(), suppress(Stopped), request.at_once():
                 metrics = self.monitor.measure(self.method)
             if metrics is not None:
                 line = finite({"step": self.step, "epoch": self.epoch, **metrics})
@@ -285,8 +338,9 @@ class Run:
                 made_from=self.made_from.as_json(),
                 **self.state(),
             )
-            flush(self.folder.metrics)
-            checkpoint.save(content, self.folder.checkpoint)
+            with self.clock.checkpoints.counted():
+                flush(self.folder.metrics)
+                checkpoint.save(content, self.folder.checkpoint)
         self.clock.saved_at = time.monotonic()
         self.runtime.barrier()
 

@@ -70,7 +70,7 @@ class Fabric(Protocol):
         """This process' device."""
         ...
 
-    def setup(self, module: nn.Module, *optimizers: Any) -> Any:  # noqa: ANN401
+    def setup(self, module: nn.Module, optimizer: Any, /) -> Any:  # noqa: ANN401
         """Module and optimizer as they are used in steps."""
         ...
 

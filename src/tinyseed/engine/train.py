@@ -54,7 +54,7 @@ def train(settings: TrainSettings, *, quiet: bool = False) -> Metrics:
                 stop, save_due = run.agree(request)
                 if stop:
                     run.save_and_stop(stop)
-                if run.epoch_ended or save_due:
+                if save_due or run.checkpoint_due:
                     run.save()
         return run.finish(request)
 

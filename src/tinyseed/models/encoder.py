@@ -203,7 +203,7 @@ class Encoder(nn.Module):
 
     def features(self, images: Images) -> Features:
         """The backbone's outputs, of any scale, at least float32; what k-NN and linear probes use."""
-        return _at_least_float32(self.backbone(images))
+        return at_least_float32(self.backbone(images))
 
     def forward(self, images: Images) -> Embeddings:
         """Unit rows, normalized at least in float32, whatever the precision of the networks."""
@@ -212,7 +212,7 @@ class Encoder(nn.Module):
     def head(self, features: Features) -> Embeddings:
         """Embeddings of the backbone's outputs, as `forward` gives them."""
         rows = features if self.projector is None else self.projector(features)
-        return functional.normalize(_at_least_float32(rows), dim=1, eps=_SMALLEST_NORM)
+        return functional.normalize(at_least_float32(rows), dim=1, eps=_SMALLEST_NORM)
 
 
 def embedding_as_features(encoder: Encoder) -> Encoder:
@@ -222,7 +222,8 @@ def embedding_as_features(encoder: Encoder) -> Encoder:
     return Encoder(whole)
 
 
-def _at_least_float32(rows: Tensor) -> Tensor:
+def at_least_float32(rows: Tensor) -> Tensor:
+    """Outputs of a network in a precision that sums of them can have."""
     return rows if rows.dtype == torch.float64 else rows.float()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from tinyseed.files import digest
 from tinyseed.models.backbones import Backbone
 from tinyseed.models.contract import InputContract
-from tinyseed.models.encoder import Encoder, freeze
+from tinyseed.models.encoder import Encoder, at_least_float32, freeze
 from tinyseed.models.folding import fold_batch_norm
 from tinyseed.shapes import Embeddings, Features, Images
 
@@ -50,6 +50,12 @@ class Teacher:
     def features(self, images: Images) -> Features:
         """The backbone's outputs for normalized images, any scale, float32, constants to autograd."""
         return self._encoder.features(images)
+
+    @torch.no_grad()
+    def both(self, images: Images) -> tuple[Features, Embeddings]:
+        """`features` and unit rows of normalized images, from one pass over them; the same numbers as from two."""
+        outputs = self._encoder.backbone(images)
+        return at_least_float32(outputs), self._encoder.head(outputs)
 
     def to(self, device: torch.device | str) -> "Teacher":
         """Move to a device; returns the same teacher."""
