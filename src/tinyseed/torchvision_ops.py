@@ -72,7 +72,7 @@ def _stand_ins() -> dict[str, types.ModuleType]:
     package, utils = (types.ModuleType(name) for name in _COMPILER)
 
     def disable(function: Any = None, recursive: bool = True, **_: Any) -> Any:  # noqa: ANN401
-        return torch._disable_dynamo(
+        return _disable_dynamo(
             function, recursive
         )  # torch's own, which imports the compiler when it is called
 
