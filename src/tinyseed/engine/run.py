@@ -193,8 +193,10 @@ class Run:
 
     @property
     def checkpoint_due(self) -> bool:
-        """Whether to save after this step because an epoch ended; `agree` says whether the time has come."""
-        return self.epoch_ended and self._agreed(self.clock.allows(self.clock.checkpoints, CHECKPOINT_SHARE))
+        """Whether to save after this step because an epoch ended; at the end of the run `finish` does."""
+        if not self.epoch_ended or self.done:
+            return False
+        return self._agreed(self.clock.allows(self.clock.checkpoints, CHECKPOINT_SHARE))
 
     def _agreed(self, here: bool) -> bool:
         """Whether something is so for one of the processes; their clocks differ."""
