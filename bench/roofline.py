@@ -25,8 +25,7 @@ from common import machine, write_results
 from step import CASES, Case, enlarged, fill, teacher_with_head
 from tinyseed.assets import clothing
 from tinyseed.data.render import IMAGENET_MEAN, IMAGENET_STD, normalize, render_view
-from tinyseed.engine.run import Run, open_run
-from tinyseed.engine.run_folder import RunFolder
+from tinyseed.engine.runs import Runs, open_runs
 from tinyseed.methods.seed import SeedSettings
 from tinyseed.objectives.seed import seed_loss
 from tinyseed.precision import native_bf16
@@ -87,9 +86,9 @@ def measure(case: Case, folder: Path, repeats: int, peaks: dict[str, float]) -> 
     )
     kind = "bfloat16" if native_bf16(on_gpu=False) else "float32"
     rows = []
-    with open_run(settings, RunFolder(settings.out), quiet=True) as run:
-        fill(run)
-        for part in parts(run, case):
+    with open_runs({"": settings}, quiet=True) as runs:
+        fill(runs.all[0])
+        for part in parts(runs, case):
             spent = seconds(part.work, repeats)
             row = {"part": part.name, "ms": 1000 * spent}
             if part.operations:
@@ -111,9 +110,10 @@ def measure(case: Case, folder: Path, repeats: int, peaks: dict[str, float]) -> 
     return {"case": case.name, "networks_in": kind, "parts": rows}
 
 
-def parts(run: Run, case: Case) -> list[Part]:
+def parts(runs: Runs, case: Case) -> list[Part]:
     """The main process' parts of a step; backward is timed together with the forward pass before it."""
-    batch = next(run.batches())
+    (run,) = runs.all
+    batch = next(runs.batches())
     pixels, draws = batch.pixels[0], batch.draws[0]
     view = render_view(pixels, draws)
     images = normalize(view, IMAGENET_MEAN, IMAGENET_STD)

@@ -35,8 +35,7 @@ from tinyseed.assets import CLOTHING_TEACHER, clothing
 from tinyseed.data.loader import Plan
 from tinyseed.data.sources import open_source
 from tinyseed.data.split import held_out_split, sample
-from tinyseed.engine.run import Run, open_run
-from tinyseed.engine.run_folder import RunFolder
+from tinyseed.engine.runs import open_runs
 from tinyseed.engine.train import train_step
 from tinyseed.methods.seed import SeedSettings
 from tinyseed.objectives.queue import Queue
@@ -113,10 +112,11 @@ def whole_step(stack: ExitStack, folder: Path, *, batch: int, side: int) -> Work
         validation_images=16,
         log_every=10**9,
     )
-    run: Run = stack.enter_context(open_run(settings, RunFolder(settings.out), quiet=True))
-    batches = run.batches()
+    runs = stack.enter_context(open_runs({"": settings}, quiet=True))
+    (run,) = runs.all
+    batches = runs.batches()
     stack.callback(batches.close)
-    return lambda: train_step(run, batches, 0.01)
+    return lambda: run.took(*train_step([run], batches))
 
 
 def by_queue(folder: Path, repeats: int) -> dict:

@@ -39,10 +39,13 @@ def held_out(fields: dict) -> dict:
 def report_steps(*, fill: bool, snapshots: bool) -> None:
     stamper, original = Stamper(), loop.train_step
 
-    def train_step(run: Run, batches, lr: float):
+    def train_step(trained, *rest):
+        run: Run = (
+            trained if isinstance(trained, Run) else trained[0]
+        )  # before several runs shared a pass, a run
         if fill and run.step == 0:
             filled(run)
-        outputs = original(run, batches, lr)
+        outputs = original(trained, *rest)
         stamper.step()
         done, per_epoch = run.step + 1, run.plan.steps_per_epoch
         if snapshots and done % per_epoch == 0:

@@ -8,12 +8,15 @@ Its detection models need two operators that compute: `ensure_detection` puts ou
 
 import importlib.machinery
 import importlib.util
+import sys
+import types
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.nn.functional import embedding_bag
 
 # A torch.library.Library removes its operators when it is garbage-collected.
@@ -33,6 +36,52 @@ def ensure_torchvision() -> None:
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.impl("nms", non_maximum_suppression, "CPU")
     _declared.append(library)
+
+
+def import_torchvision() -> Any:  # noqa: ANN401  (a module)
+    """The torchvision module, without torch's compiler where nothing has imported that yet."""
+    ensure_torchvision()
+    return import_without_compiler("torchvision")
+
+
+_COMPILER = ("torch._dynamo", "torch._dynamo.utils")
+
+
+def import_without_compiler(library: str) -> Any:  # noqa: ANN401  (a module)
+    """Import torchvision or timm without torch's compiler, which takes a second, and which they hardly ever call.
+
+    Both ask for it when they are imported: torchvision's `roi_align` for a function, timm's NaFlexViT for a decorator.
+    Stand-ins that import it when they are called serve them. Versions that ask for more get the compiler itself.
+    """
+    if any(name in sys.modules for name in (library, *_COMPILER)):
+        return importlib.import_module(library)
+    sys.modules.update(_stand_ins())
+    try:
+        return importlib.import_module(library)
+    except (ImportError, AttributeError):
+        for name in [name for name in sys.modules if name.partition(".")[0] == library]:
+            del sys.modules[name]
+    finally:
+        for name in _COMPILER:
+            del sys.modules[name]
+    return importlib.import_module(library)
+
+
+def _stand_ins() -> dict[str, types.ModuleType]:
+    """What is asked of the compiler by modules that are only imported."""
+    package, utils = (types.ModuleType(name) for name in _COMPILER)
+
+    def disable(function: Any = None, recursive: bool = True, **_: Any) -> Any:  # noqa: ANN401
+        return _disable_dynamo(
+            function, recursive
+        )  # torch's own, which imports the compiler when it is called
+
+    def is_compile_supported(device_type: Any) -> bool:  # noqa: ANN401
+        return importlib.import_module(_COMPILER[1]).is_compile_supported(device_type)
+
+    vars(package)["disable"] = disable
+    vars(utils)["is_compile_supported"] = is_compile_supported
+    return {package.__name__: package, utils.__name__: utils}
 
 
 def _load_compiled() -> bool:

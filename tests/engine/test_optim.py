@@ -65,3 +65,26 @@ def test_sgd_is_torchs_on_every_parameter():
     (group,) = optimizer.param_groups
     assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.06, 0.9, 1e-4)
     assert len(group["params"]) == 5
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_momentum_takes_the_steps_of_torchs_sgd_and_keeps_its_state(fused):
+    ours, theirs = network().float(), network().float()
+    settings = MoCoSettings(**PLACE, weight_decay=0.1)
+    values = {"lr": scaled_lr(settings, settings.lr), "momentum": 0.9, "weight_decay": 0.1, "fused": fused}
+    pairs = [
+        (ours, build_optimizer(settings, ours, fused=fused)),
+        (theirs, SGD(theirs.parameters(), **values)),
+    ]
+    for step in range(4):
+        for module, optimizer in pairs:
+            module(torch.full((6, 5), 0.1) * torch.arange(1, 7)[:, None]).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if step == 1:  # a saved and restored state goes on
+            state = pairs[0][1].state_dict()
+            pairs[0] = ours, build_optimizer(settings, ours, fused=fused)
+            pairs[0][1].load_state_dict(state)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one, other)
+        assert one.grad is None

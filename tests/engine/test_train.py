@@ -28,6 +28,7 @@ def distill_config(photos: Path, out: Path, **changes) -> SeedSettings:
         "teacher": "resnet10t",
         "teacher_weights": "random",
         "student": "mobilenetv3_small_050",
+        "evaluate_every": 1,
         **SMALL,
         **changes,
     }

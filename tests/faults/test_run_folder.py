@@ -36,6 +36,7 @@ def settings(photos: Path, out: Path, **changes) -> SeedSettings:
     """Three epochs of five steps, with held-out images of their own."""
     small = {"epochs": 2, "batch_size": 12, "image_size": 32, "workers": 0, "precision": "32", "log_every": 1}
     networks = {"teacher": "resnet10t", "teacher_weights": "random", "student": "test_resnet"}
+    small["evaluate_every"] = 1
     return SeedSettings(data=(str(photos),), out=out, **networks | small | changes)
 
 

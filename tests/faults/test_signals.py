@@ -73,6 +73,7 @@ def test_nohup_is_respected():
 def settings(photos, out, **changes):
     small = {"batch_size": 8, "image_size": 32, "workers": 0, "precision": "32", "log_every": 1, "epochs": 2}
     networks = {"teacher": "test_resnet", "teacher_weights": "random", "student": "test_resnet"}
+    small["evaluate_every"] = 1
     return SeedSettings(data=(str(photos),), out=out, **networks, **small | changes)
 
 

@@ -111,3 +111,13 @@ def test_an_encoder_at_hand_makes_a_teacher_and_stays_as_it_was():
     assert teacher.digest == before == weights_digest(network.state_dict())
     assert all(module.training for module in network.modules())
     assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_one_pass_gives_what_two_give(dtype):
+    frozen = Teacher(encoder("resnet10t"), "t")
+    with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        features, rows = frozen.both(images())
+        assert torch.equal(features, frozen.features(images()))
+        assert torch.equal(rows, frozen(images()))
+    assert features.dtype == rows.dtype == torch.float32

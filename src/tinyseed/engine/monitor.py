@@ -3,9 +3,9 @@
 It is evaluated on held-out images, by the same code and on the same images as its teacher.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,11 +13,23 @@ from numpy.typing import NDArray
 
 from tinyseed.data.base import Source
 from tinyseed.data.labels import align_labels
+from tinyseed.data.loader import BadRecord, EvaluationBatch
 from tinyseed.engine.data import RunData
 from tinyseed.engine.run_folder import Metrics, Quarantine
 from tinyseed.engine.runtime import Runtime
 from tinyseed.engine.usable_teacher import require_usable
-from tinyseed.evaluation.features import BankKey, FeatureBank, cached, embed_images, evaluating, view_batches
+from tinyseed.evaluation.features import (
+    BATCH,
+    BankKey,
+    FeatureBank,
+    cached,
+    embed,
+    evaluating,
+    find,
+    folded,
+    keep,
+    view_batches,
+)
 from tinyseed.evaluation.health import effective_rank, neighbor_agreement
 from tinyseed.evaluation.neighbors import top1
 from tinyseed.files import digest
@@ -28,12 +40,17 @@ from tinyseed.models.teacher import Teacher
 from tinyseed.settings.train import DistillSettings, TrainSettings
 from tinyseed.shapes import Embeddings, Features, Images
 
+OnBad = Callable[[Sequence[BadRecord]], object]
+
 KNN_NEIGHBORS = 10
 FEWEST_HELD_OUT = 3
 """With fewer held-out images nothing can be measured."""
 
 FEW = 16
 """Training images on which a teacher is looked at where too few images are held out."""
+
+KEPT_BYTES = 1 << 28
+"""Decoded views that are kept from one evaluation to the next: 256 MiB, 21,000 images of 64 px or 1,700 of 224 px."""
 
 FEWEST_FOR_AGREEMENT = 12
 """With fewer images all others are neighbors, and any two networks agree."""
@@ -63,6 +80,63 @@ class MeasuredTeacher:
     metrics: Metrics
 
 
+class EvaluationViews:
+    """The evaluation views of the monitor's images; a set's first ones are decoded once and kept.
+
+    Attributes:
+        room: bytes that may still be kept.
+    """
+
+    def __init__(self, data: RunData, workers: int, room: int = KEPT_BYTES) -> None:
+        self.data = data
+        self.workers = workers
+        self.room = room
+        self._kept: dict[tuple[str, int, str], list[EvaluationBatch]] = {}
+
+    def batches(
+        self, images: "Seen", contract: InputContract, on_bad: OnBad, *, keep_them: bool
+    ) -> Iterator[EvaluationBatch]:
+        """All views of a set in order, those that are kept first.
+
+        Args:
+            images: the set.
+            contract: of the network that sees them; kept views serve all networks of its size and interpolation.
+            on_bad: called with the unreadable images of each batch, kept or not.
+            keep_them: whether the same views will be asked for again.
+        """
+        kept = self._kept.setdefault((images.name, contract.size, contract.interpolation), [])
+        for batch in list(kept):
+            on_bad(batch.bad)
+            yield batch
+        rest = images.positions[len(kept) * BATCH :]
+        if len(rest) == 0:
+            return
+        complete = True  # kept views are the first of a set, without a gap
+        for batch in view_batches(
+            images.source,
+            rest,
+            contract,
+            workers=self.workers,
+            reader=self.data.reader,
+            on_bad=on_bad,
+        ):
+            size = batch.pixels.numel() * batch.pixels.element_size()
+            complete = complete and keep_them and size <= self.room
+            if complete:
+                self.room -= size
+                kept.append(batch)
+            yield batch
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A set of images that networks are evaluated on: held-out ones, or the bank of k-NN."""
+
+    name: str
+    source: Source
+    positions: NDArray[np.int64]
+
+
 class Monitor:
     """Evaluates an encoder on held-out images, beside the teacher.
 
@@ -85,8 +159,11 @@ class Monitor:
     ) -> None:
         self.data = data
         self.runtime = runtime
+        workers = 0 if settings.workers == "auto" else settings.workers
+        room = KEPT_BYTES if runtime.is_main else 0  # the others never evaluate the student
+        self.views = EvaluationViews(data, workers, room)
         self.quarantine = quarantine
-        self.workers = 0 if settings.workers == "auto" else settings.workers
+        self.image_size = settings.image_size
         self.held_out_labels = _held_out_labels(data)
         self.possible = len(data.held_out) >= FEWEST_HELD_OUT
         self.teacher: MeasuredTeacher | None = None
@@ -109,9 +186,10 @@ class Monitor:
         encoder = method.encoder
         if not self.possible:
             return {}
+        images = len(self.data.held_out) + len(self.data.bank)
         with evaluating(encoder):
-            student = Network(encoder.features, encoder.input)
-            held_out = self._embed(student, *self._held_out)
+            student = Network(folded(encoder, images), encoder.input)
+            held_out = self._embed(student, self._held_out)
             accuracy = self._knn(student, held_out)
         metrics: Metrics = {} if accuracy is None else {"knn_top1": accuracy}
         metrics["effective_rank"] = effective_rank(held_out.features)
@@ -128,11 +206,11 @@ class Monitor:
     def _measure_teacher(self, teacher: Teacher, bands: tuple[int, ...] | None) -> None:
         """Look at the teacher's features of the held-out images, or of a few training images where there are none."""
         network = Network(teacher.features, teacher.input, f"{teacher.key}-features", bands)
-        with_head = Network(teacher, teacher.input, f"{teacher.key}-rows", bands)
-        seen = self._held_out if self.possible else (self.data.source, self.data.training[:FEW])
-        features, rows = (self._embed(each, *seen) for each in (network, with_head))
+        few = Seen("few", self.data.source, self.data.training[:FEW])
+        seen = self._held_out if self.possible else few
+        features, rows = self._embed_twice(teacher, network, seen)
         self.note = require_usable(
-            teacher.spec, features.features, rows.features, lambda: self._alike(network, *seen)
+            teacher.spec, features.features, rows.features, lambda: self._alike(network, seen)
         )
         if not self.possible:
             return
@@ -142,39 +220,60 @@ class Monitor:
             metrics["knn_top1_teacher"] = accuracy
         self.teacher = MeasuredTeacher(features.features, rows.features, metrics)
 
-    def _alike(self, network: Network, source: Source, images: NDArray[np.int64]) -> bool:
+    def _alike(self, network: Network, images: Seen) -> bool:
         """Whether these images are all the same picture, as far as the network sees them."""
-        batches = view_batches(source, images, network.input, workers=self.workers, reader=self.data.reader)
+        batches = self.views.batches(images, network.input, self.quarantine.add, keep_them=False)
         pixels = torch.cat([batch.pixels for batch in batches])
         chosen = pixels if network.bands is None else pixels[:, list(network.bands)]
         return bool((chosen == chosen[:1]).all())
 
     @property
-    def _held_out(self) -> tuple[Source, NDArray[np.int64]]:
-        return self.data.held_out_source, self.data.held_out
+    def _held_out(self) -> Seen:
+        return Seen("held-out", self.data.held_out_source, self.data.held_out)
 
-    def _embed(self, network: Network, source: Source, images: NDArray[np.int64]) -> FeatureBank:
+    def _embed_twice(
+        self, teacher: Teacher, network: Network, images: Seen
+    ) -> tuple[FeatureBank, FeatureBank]:
+        """The teacher's features and unit rows of these images, from the cache or from one pass over them."""
+        with_head = replace(network, digest=f"{teacher.key}-rows")
+        keys = self._key(network, images), self._key(with_head, images)
+        features, rows = (find(key) for key in keys)
+        if features is not None and rows is not None:
+            return features, rows
+        joined = replace(network, features=lambda seen: torch.cat(teacher.both(seen), 1))
+        bank = self._computed(joined, images)
+        parts = bank.features.split([teacher.width, teacher.dim], 1)
+        features, rows = (replace(bank, features=part.contiguous()) for part in parts)
+        for key, made in zip(keys, (features, rows), strict=True):
+            keep(key, made)
+        return features, rows
+
+    def _embed(self, network: Network, images: Seen) -> FeatureBank:
         """Features of these images; those of a frozen network come from the cache where it has them."""
-
-        def compute() -> FeatureBank:
-            return embed_images(
-                network.features,
-                source,
-                images,
-                network.input,
-                on=self.runtime.device,
-                workers=self.workers,
-                reader=self.data.reader,
-                bands=network.bands,
-                autocast=self.runtime.autocast_dtype,
-                on_bad=self.quarantine.add,
-            )
-
         if network.digest is None:
-            return compute()
+            return self._computed(network, images)
+        return cached(self._key(network, images), lambda: self._computed(network, images))
+
+    def _key(self, network: Network, images: Seen) -> BankKey:
         model = f"{network.digest}-{network.input}-{network.bands}-{self.data.reader}"
-        chosen = f"{source.fingerprint}-{digest(images)}"
-        return cached(BankKey(model, chosen, network.input.size, self.runtime.precision), compute)
+        chosen = f"{images.source.fingerprint}-{digest(images.positions)}"
+        return BankKey(model, chosen, network.input.size, self.runtime.precision)
+
+    def _computed(self, network: Network, images: Seen) -> FeatureBank:
+        """Features of these images; the views are kept if the student will see the same."""
+        contract = network.input
+        as_the_student = (contract.size, contract.interpolation) == (self.image_size, "bilinear")
+        batches = self.views.batches(images, contract, self.quarantine.add, keep_them=as_the_student)
+        bank = embed(
+            network.features,
+            batches,
+            contract,
+            on=self.runtime.device,
+            bands=network.bands,
+            autocast=self.runtime.autocast_dtype,
+            labels=images.source.labels,
+        )
+        return replace(bank, unreadable=len(images.positions) - len(bank.indices))
 
     def _knn(self, network: Network, held_out: FeatureBank) -> float | None:
         """k-NN top-1 in per cent against training images; None without labels of two classes."""
@@ -182,7 +281,7 @@ class Monitor:
         if bank_labels is None or self.held_out_labels is None:
             return None
         labels = self.held_out_labels[held_out.indices.numpy()]
-        bank = self._embed(network, self.data.source, self.data.bank)
+        bank = self._embed(network, Seen("bank", self.data.source, self.data.bank))
         voting = torch.from_numpy(bank_labels[bank.indices.numpy()])
         return top1(bank.features, voting, held_out.features, torch.from_numpy(labels), KNN_NEIGHBORS)
 

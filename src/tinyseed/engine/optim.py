@@ -1,7 +1,9 @@
 """The optimizer of a run."""
 
+from inspect import unwrap
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
@@ -13,6 +15,16 @@ LR_BATCH = 256
 
 TRUST_COEFFICIENT = 0.001
 """Length of a LARS step as a fraction of the parameter's own, at learning rate 1."""
+
+
+class Momentum(SGD):
+    """torch's SGD without its decorators for torch.compile: the first call of one takes a second to import."""
+
+    add_param_group = unwrap(SGD.add_param_group)
+    state_dict = unwrap(SGD.state_dict)
+    load_state_dict = unwrap(SGD.load_state_dict)
+    zero_grad = unwrap(SGD.zero_grad)
+    step = torch.no_grad()(unwrap(SGD.step))
 
 
 def scaled_lr(settings: TrainSettings, lr: float) -> float:
@@ -35,7 +47,7 @@ def build_optimizer(settings: TrainSettings, module: nn.Module, *, fused: bool =
     lr = scaled_lr(settings, settings.lr)
     match settings.optimizer:
         case "sgd":
-            return SGD(
+            return Momentum(
                 trained,
                 lr=lr,
                 momentum=settings.momentum,

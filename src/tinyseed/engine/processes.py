@@ -5,19 +5,16 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning_fabric.strategies.ddp import DDPStrategy
-from lightning_fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from tinyseed.errors import RunError
 from tinyseed.progress import Progress
-from tinyseed.threads import number_is_ours, usable_cores
+from tinyseed.threads import usable_cores
 
 STEP_PATIENCE = timedelta(minutes=10)
 """How long a process waits for the others' part of a step."""
@@ -27,29 +24,6 @@ WAITING_PATIENCE = timedelta(days=7)
 
 _LOOK_SECONDS, _GRACE_SECONDS = 0.5, 15.0
 _LOST = re.compile("gloo|NCCL|connection (closed|reset|refused)|broken pipe|timed out", re.IGNORECASE)
-
-
-class WatchedDDP(DDPStrategy):
-    """Data-parallel training whose processes end when one of them has failed.
-
-    Fabric's own launcher kills the first process without a word if another one fails, and leaves the others alone if
-    the first one is killed.
-    """
-
-    def _configure_launcher(self) -> None:
-        assert self.cluster_environment is not None
-        self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
-
-
-class _Launcher(_SubprocessScriptLauncher):
-    def launch(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        divided = number_is_ours()  # before others inherit it
-        if not self.cluster_environment.creates_processes_externally:
-            self._call_children_scripts()
-        watch(os.getppid(), self.procs)
-        if divided:
-            divide_cores(self.num_processes)
-        return function(*args, **kwargs)
 
 
 def divide_cores(processes: int) -> None:

@@ -50,6 +50,10 @@ class Learner:
     schedule: Schedule
 
 
+EVALUATION_SHARE, CHECKPOINT_SHARE = 0.05, 0.02
+"""Most of the training time that evaluations (`evaluate_every` "auto") and checkpoints after epochs take."""
+
+
 @dataclass(eq=False)
 class Run:
     """A run in progress: `step` advances, the rest is set up once. It trains alone, or together with others.
@@ -137,8 +141,24 @@ class Run:
 
     @property
     def evaluation_due(self) -> bool:
-        """Whether to evaluate after this step; at the end of the run `finish` does."""
-        return self.epoch_ended and self.epoch % self.settings.evaluate_every == 0 and not self.done
+        """Whether to evaluate after this step, the same for all processes; at the end of the run `finish` does."""
+        if not self.epoch_ended or self.done:
+            return False
+        every = self.settings.evaluate_every
+        if every != "auto":
+            return self.epoch % every == 0
+        return self._agreed(self.clock.allows(self.clock.evaluations, EVALUATION_SHARE))
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether to save after this step because an epoch ended; at the end of the run `finish` does."""
+        if not self.epoch_ended or self.done:
+            return False
+        return self._agreed(self.clock.allows(self.clock.checkpoints, CHECKPOINT_SHARE))
+
+    def _agreed(self, here: bool) -> bool:
+        """Whether something is so for one of the processes; their clocks differ."""
+        return any(self.runtime.largest([float(here)]))
 
     @property
     def going(self) -> bool:
@@ -181,7 +201,7 @@ class Run:
     @property
     def evaluation_missing(self) -> bool:
         """Whether the evaluation after the last step is still to be done: before the first one, or after a stop."""
-        if self.step > 0 and not self.evaluation_due:
+        if self.step > 0 and (self.settings.evaluate_every == "auto" or not self.evaluation_due):
             return False
         return self.runtime.largest([float(self._evaluated)]) == [0]
 
@@ -202,7 +222,7 @@ class Run:
         self.require_folder()
         if self.runtime.is_main and not self._evaluated:
             metrics: Metrics | None = None
-            with suppress(Stopped), request.at_once():
+            with self.clock.evaluations.counted(), suppress(Stopped), request.at_once():
                 metrics = self.monitor.measure(self.method)
             if metrics is not None:
                 line = finite({"step": self.step, "epoch": self.epoch, **metrics})
@@ -259,8 +279,9 @@ class Run:
                 made_from=self.shared.made_from.as_json(),
                 **self.state(),
             )
-            flush(self.folder.metrics)
-            checkpoint.save(content, self.folder.checkpoint)
+            with self.clock.checkpoints.counted():
+                flush(self.folder.metrics)
+                checkpoint.save(content, self.folder.checkpoint)
         self.clock.saved_at = time.monotonic()
         self.runtime.barrier()
 

@@ -1,20 +1,18 @@
-"""Devices, processes and precision of a run, through Lightning Fabric."""
+"""Devices, processes and precision of a run: through Lightning Fabric, or by alone.py in one process on the CPU."""
 
 import logging
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
-from lightning_fabric import Fabric
-from lightning_fabric.plugins import MixedPrecision
-from lightning_fabric.plugins.precision import Precision
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tinyseed.engine.processes import STEP_PATIENCE, WAITING_PATIENCE, WatchedDDP
+from tinyseed.engine.alone import Alone
+from tinyseed.engine.processes import STEP_PATIENCE, WAITING_PATIENCE
 from tinyseed.errors import InputError
 from tinyseed.methods.base import Group, SingleProcess
 from tinyseed.precision import native_bf16
@@ -63,6 +61,45 @@ class _Gathered(torch.autograd.Function):
         return gradient[ctx.mine], None
 
 
+@runtime_checkable
+class Fabric(Protocol):
+    """What a run uses of `lightning_fabric.Fabric`, and what `Alone` offers too."""
+
+    @property
+    def device(self) -> torch.device:
+        """This process' device."""
+        ...
+
+    def setup(self, module: nn.Module, optimizer: Any, /) -> Any:  # noqa: ANN401
+        """Module and optimizer as they are used in steps."""
+        ...
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision's context manager."""
+        ...
+
+    def backward(self, tensor: Tensor) -> None:
+        """Gradients of a loss."""
+        ...
+
+    def no_backward_sync(self, module: Any) -> AbstractContextManager[Any]:  # noqa: ANN401
+        """Processes exchange no gradients in this context."""
+        ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Something whose state belongs to a checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Restore what `state_dict` returned."""
+        ...
+
+
 @dataclass(frozen=True)
 class Runtime:
     """Where a run computes.
@@ -74,7 +111,7 @@ class Runtime:
     """
 
     fabric: Fabric
-    plugin: Precision
+    plugin: Stateful
     precision: PrecisionName
     group: Group
     waiting: dist.ProcessGroup | None = None
@@ -124,6 +161,18 @@ def start(settings: TrainSettings) -> Runtime:
         remedy = f"it has to be a multiple of {share} (devices × nodes × `accumulate`)"
         raise InputError(settings.batch_size, remedy, argument="batch_size")
     precision = resolve_precision(settings.precision, on_gpu)
+    if share == settings.accumulate and not on_gpu:  # one process on the CPU
+        alone = Alone(torch.bfloat16 if precision == "bf16" else None)
+        return Runtime(alone, alone, precision, SingleProcess())
+    return _launched(devices, nodes, precision, on_gpu=on_gpu)
+
+
+def _launched(devices: int, nodes: int, precision: PrecisionName, *, on_gpu: bool) -> Runtime:
+    """The runtime of GPUs or several processes, through Fabric."""
+    from lightning_fabric import Fabric
+
+    from tinyseed.engine.launch import WatchedDDP
+
     plugin = _plugin(precision, "cuda" if on_gpu else "cpu")
     parallel = devices * nodes > 1
     # Buffers are not broadcast: each process keeps its own batch norm statistics, and queues are gathered instead.
@@ -186,7 +235,10 @@ def resolve_precision(wanted: str, on_gpu: bool) -> PrecisionName:
             return "bf16" if native_bf16(on_gpu) else "32"
 
 
-def _plugin(precision: PrecisionName, device: str) -> Precision:
+def _plugin(precision: PrecisionName, device: str) -> Any:  # noqa: ANN401  (one of Fabric's)
+    from lightning_fabric.plugins import MixedPrecision
+    from lightning_fabric.plugins.precision import Precision
+
     match precision:
         case "bf16":
             return MixedPrecision("bf16-mixed", device)

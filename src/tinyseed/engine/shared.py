@@ -1,6 +1,8 @@
 """What runs that train together have in common: the images, the teacher, the devices and the time."""
 
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -20,6 +22,31 @@ from tinyseed.settings.train import DistillSettings, TrainSettings
 
 
 @dataclass
+class Cost:
+    """The time that something done now and then takes, in this process, since the run was started or resumed.
+
+    Attributes:
+        total: seconds so far.
+        last: seconds of the last time.
+    """
+
+    total: float = 0.0
+    last: float = 0.0
+
+    @contextmanager
+    def counted(self) -> Generator[None, None, None]:
+        """Count what is done in this context."""
+        began = time.monotonic()
+        yield
+        self.last = time.monotonic() - began
+        self.total += self.last
+
+    def fits(self, share: float, seconds: float) -> bool:
+        """Whether another time, as long as the last one, stays within this share of so many seconds."""
+        return self.total + self.last <= share * seconds
+
+
+@dataclass
 class Clock:
     """The time of a run.
 
@@ -27,15 +54,25 @@ class Clock:
         elapsed: seconds of training done, the same on all processes.
         began: when this process would have begun, had it never been interrupted.
         saved_at: when the last checkpoint was written.
+        started: when this process began to train.
+        evaluations, checkpoints: the time that they took.
     """
 
     elapsed: float = 0.0
     began: float = 0.0
     saved_at: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
+    evaluations: Cost = field(default_factory=Cost)
+    checkpoints: Cost = field(default_factory=Cost)
 
     def start(self) -> None:
         """Count from here."""
-        self.began = time.monotonic() - self.elapsed
+        self.started = time.monotonic()
+        self.began = self.started - self.elapsed
+
+    def allows(self, cost: Cost, share: float) -> bool:
+        """Whether something may be done once more, given the share of this process' training time that it may take."""
+        return cost.fits(share, time.monotonic() - self.started)
 
     @property
     def now(self) -> float:

@@ -108,7 +108,7 @@ def train_together(
                 stop, save_due = runs.agree(going, request)
                 if stop:
                     runs.save_and_stop(stop)
-                runs.save(run for run in going if run.epoch_ended or save_due)
+                runs.save([run for run in going if save_due or run.checkpoint_due])
     return {name: run.outcome for name, run in zip(settings, runs.all, strict=True)}
 
 

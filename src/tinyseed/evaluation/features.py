@@ -21,8 +21,10 @@ from tinyseed.data.render import normalize
 from tinyseed.errors import RunError
 from tinyseed.evaluation.splits import Split, Splits
 from tinyseed.files import cache_folder, digest
+from tinyseed.models.backbones import Backbone
 from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder
+from tinyseed.models.folding import fold_batch_norm
 from tinyseed.models.teacher import weights_digest
 from tinyseed.progress import track
 from tinyseed.settings.evaluation import BankPrecision
@@ -34,6 +36,9 @@ PIECE = 16 * BATCH
 
 HALF_ABOVE = 1 << 30
 """Numbers in a bank above which "auto" keeps them in half precision: 4 GiB in float32."""
+
+FOLDED_FROM = 4096
+"""Images from which on batch norms are folded before they are seen."""
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -94,6 +99,20 @@ def evaluating(module: Module) -> Iterator[Module]:
     finally:
         for part, training in before:
             part.training = training
+
+
+def folded(encoder: Encoder, images: int) -> Callable[[Images], Features]:
+    """An encoder's features for this many images: of many with its batch norms folded, which changes rounding only.
+
+    Args:
+        encoder: in evaluation mode.
+        images: how many will be seen; tracing and checking the network costs more than it saves on few.
+    """
+    if images < FOLDED_FROM:
+        return encoder.features
+    backbone = encoder.backbone
+    network = fold_batch_norm(backbone.network, backbone.input.size, backbone.input.channels)
+    return Encoder(Backbone(network, backbone.build, backbone.input, backbone.width)).features
 
 
 @torch.no_grad()
@@ -287,11 +306,12 @@ def _pieces(
 
     tracked = track(batches(images, workers) if len(images) else (), title, -(-len(images) // BATCH))
     with closing(tracked) as stream, evaluating(encoder.to(device())):
+        features = folded(encoder, len(split)) if any(missing) else encoder.features
         for piece, key, gone in zip(pieces, keys, missing, strict=True):
             bank = None if gone else find(key)
             if bank is None:  # a damaged piece is read outside the stream
                 own = stream if gone else batches(piece, 0)
-                bank = _embed_piece(encoder, islice(own, -(-len(piece) // BATCH)), dtype)
+                bank = _embed_piece(encoder, features, islice(own, -(-len(piece) // BATCH)), dtype)
                 if len(bank.indices):
                     keep(key, bank)
             yield bank
@@ -302,15 +322,22 @@ def _keys(
 ) -> list["BankKey"]:
     model = model_digest(encoder)
     precision = f"{16 if dtype == torch.float16 else 32}-{device().type}"
+    if len(split) >= FOLDED_FROM:
+        precision += "-folded"
     return [
         BankKey(model, f"{split.source.fingerprint}-{digest(piece)}", encoder.input.size, precision)
         for piece in pieces
     ]
 
 
-def _embed_piece(encoder: Encoder, batches: Iterator[EvaluationBatch], dtype: torch.dtype) -> FeatureBank:
+def _embed_piece(
+    encoder: Encoder,
+    features: Callable[[Images], Features],
+    batches: Iterator[EvaluationBatch],
+    dtype: torch.dtype,
+) -> FeatureBank:
     try:
-        bank = embed(encoder.features, batches, encoder.input)
+        bank = embed(features, batches, encoder.input)
     except NothingReadError:  # not one readable image in this piece; whether in all is seen at the end
         nothing = torch.empty(0, dtype=torch.int64)
         return FeatureBank(torch.empty(0, encoder.width, dtype=dtype), nothing, nothing)

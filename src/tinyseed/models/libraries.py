@@ -15,7 +15,7 @@ from tinyseed.models.names import Library, import_timm
 from tinyseed.networks.catalog import NETWORKS
 from tinyseed.networks.wide_resnet import WideResNet
 from tinyseed.shapes import Interpolation
-from tinyseed.torchvision_ops import ensure_torchvision
+from tinyseed.torchvision_ops import import_torchvision
 
 SWAV_STD = (0.228, 0.224, 0.225)
 """As in SwAV's code (src/multicropdataset.py); ImageNet's red is 0.229."""
@@ -157,9 +157,7 @@ def create_timm(name: str, size: int | None, **settings: Any) -> LibraryNetwork:
 
 def create_torchvision(name: str, size: int | None, **settings: Any) -> LibraryNetwork:  # noqa: ANN401
     """One of torchvision's networks without classifier; `settings` go to its get_model."""
-    ensure_torchvision()
-    from torchvision import models
-
+    models = import_torchvision().models
     is_vit = name.startswith("vit_")
     built_size = size if is_vit else None
     sizes = {} if built_size is None else {"image_size": built_size}

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from tinyseed.errors import InputError
 from tinyseed.networks.catalog import NETWORKS
-from tinyseed.torchvision_ops import ensure_torchvision
+from tinyseed.torchvision_ops import import_torchvision, import_without_compiler
 
 Library = Literal["timm", "torchvision", "swav", "seed", "moco", "dinov3", "transformers"]
 """Where a network is from; those of transformers cannot be students, so no name begins with it."""
@@ -72,10 +72,8 @@ def _candidates(name: str) -> list[str]:
 
 def import_timm() -> Any:  # noqa: ANN401  (a module)
     """The timm module; its import takes seconds, so it waits until it is needed."""
-    ensure_torchvision()
-    import timm
-
-    return timm
+    import_torchvision()
+    return import_without_compiler("timm")
 
 
 def other_names() -> list[str]:
@@ -86,7 +84,5 @@ def other_names() -> list[str]:
 
 def torchvision_names() -> list[str]:
     """Torchvision's classification models that can be backbones."""
-    ensure_torchvision()
-    from torchvision import models
-
+    models = import_torchvision().models
     return [name for name in models.list_models(module=models) if not name.startswith(_EXCLUDED)]

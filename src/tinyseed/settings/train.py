@@ -150,13 +150,16 @@ class TrainSettings(ChannelSettings):
     resume: bool = False
     """Resume the run in the output folder."""
     checkpoint_minutes: float = 10.0
-    """Longest time between checkpoints in minutes; one is also written after each epoch."""
+    """Longest time between checkpoints in minutes, the most that a kill costs; one is also written after an epoch where
+    that is cheap (at most 2 % of the training time)."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
-    evaluate_every: int = 1
-    """Epochs between evaluations on the held-out images."""
+    evaluate_every: int | Literal["auto"] = "auto"
+    """Epochs between evaluations on the held-out images; auto: as many as 5 % of the training time has room for. In any
+    case there is one before the first step and one after the last."""
     validation_images: int = 1024
-    """Maximum number of held-out images to evaluate; the k-NN feature bank has up to four times as many."""
+    """Maximum number of held-out images to evaluate. The k-NN feature bank has four times as many as are evaluated, or
+    1,024, but at most four times this number."""
     recipe: str | None = None
     """Named settings to start from (see `tinyseed recipes`); flags given beside it take precedence."""
 
