@@ -405,7 +405,7 @@ def memory_child(batch: int, precision: str, checkpoint: bool, keep: bool) -> di
             batch_size=batch,
             precision=precision,
             queue_size=65536,
-            validation_images=64,
+            validation_images=8,
             log_every=10**9,
             **({"checkpoint_activations": True} if checkpoint else {}),
         )
