@@ -357,7 +357,7 @@ def test_the_command_prints_a_table_and_ends_with_1_where_one_has_failed(
     assert told.err.splitlines()[-1].startswith(
         "tinyseed: error: test_efficientnet: the loss became nan at step 3"
     )
-    assert "--resume" in told.err.splitlines()[-1]
+    assert "try a lower --lr" in told.err.splitlines()[-1]
 
 
 def test_python_returns_the_metrics_by_name(photos, tmp_path, monkeypatch):
