@@ -55,7 +55,7 @@ def loaded_after(code, *arguments):
 def test_the_package_and_its_help_need_no_library(what):
     loaded = loaded_after(f"import sys; {what}; print(' '.join(sys.modules))")
     assert "tinyseed" in loaded
-    heavy = (*NEVER, "torch", "numpy", "timm", "torchvision", "pyarrow", "rich", "PIL")
+    heavy = (*NEVER, "torch", "timm", "torchvision", "pyarrow", "rich", "PIL")
     assert not loaded & set(heavy)
 
 
