@@ -3,7 +3,7 @@
 It is evaluated on held-out images, by the same code and on the same images as its teacher.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from tinyseed.data.base import Source
 from tinyseed.data.labels import align_labels
-from tinyseed.data.loader import EvaluationBatch
+from tinyseed.data.loader import BadRecord, EvaluationBatch
+from tinyseed.data.readers import Reader
 from tinyseed.engine.data import RunData
 from tinyseed.engine.run_folder import Metrics, Quarantine
 from tinyseed.engine.runtime import Runtime
@@ -81,13 +82,20 @@ class Views:
     """The evaluation views of the monitor's images; a set's first ones are decoded once and kept.
 
     Attributes:
+        on_bad: called with the images of each batch that cannot be read.
         room: bytes that may still be kept.
     """
 
-    def __init__(self, data: RunData, workers: int, quarantine: Quarantine, room: int = KEPT_BYTES) -> None:
-        self.data = data
+    def __init__(
+        self,
+        reader: Reader,
+        workers: int,
+        on_bad: Callable[[Sequence[BadRecord]], object],
+        room: int = KEPT_BYTES,
+    ) -> None:
+        self.reader = reader
         self.workers = workers
-        self.quarantine = quarantine
+        self.on_bad = on_bad
         self.room = room
         self._kept: dict[tuple[str, int, str], list[EvaluationBatch]] = {}
 
@@ -112,8 +120,8 @@ class Views:
             rest,
             contract,
             workers=self.workers,
-            reader=self.data.reader,
-            on_bad=self.quarantine.add,
+            reader=self.reader,
+            on_bad=self.on_bad,
         ):
             size = batch.pixels.numel() * batch.pixels.element_size()
             complete = complete and keep_them and size <= self.room
@@ -156,7 +164,7 @@ class Monitor:
         self.runtime = runtime
         workers = 0 if settings.workers == "auto" else settings.workers
         room = KEPT_BYTES if runtime.is_main else 0  # the others never evaluate the student
-        self.views = Views(data, workers, quarantine, room)
+        self.views = Views(data.reader, workers, quarantine.add, room)
         self.image_size = settings.image_size
         self.held_out_labels = _held_out_labels(data)
         self.possible = len(data.held_out) >= FEWEST_HELD_OUT
