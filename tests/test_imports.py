@@ -20,6 +20,7 @@ NEVER = (
 
 FIRST_STEP = """
 import sys
+from pathlib import Path
 from tinyseed.engine import train
 from tinyseed.methods.seed import SeedSettings
 
@@ -33,8 +34,8 @@ def end_after(*given):
 
 train.train_step = end_after
 try:
-    train.train(SeedSettings(data=(sys.argv[1],), out=sys.argv[2], teacher="random:resnet10t", student="resnet10t",
-        image_size=32, batch_size=8, queue_size=16, epochs=1), quiet=True)
+    train.train(SeedSettings(data=(sys.argv[1],), out=Path(sys.argv[2]), teacher="random:resnet10t",
+        student="resnet10t", image_size=32, batch_size=8, queue_size=16, epochs=1), quiet=True)
 except KeyboardInterrupt:
     pass
 """
