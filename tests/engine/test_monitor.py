@@ -1,7 +1,5 @@
 """How often and on what the network is evaluated, and what an evaluation costs."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -91,8 +89,8 @@ def test_kept_views_are_those_that_are_decoded(photos, monkeypatch, room):
     monkeypatch.setattr("tinyseed.engine.monitor.BATCH", 8)
     monkeypatch.setattr(features, "BATCH", 8)
     source = open_source((str(photos),))
-    data, contract = SimpleNamespace(reader=RGB), InputContract(size=32)
-    views, images = EvaluationViews(data, 0, room), Seen("held-out", source, np.arange(30))
+    contract = InputContract(size=32)
+    views, images = EvaluationViews(RGB, 0, room), Seen("held-out", source, np.arange(30))
     decoded, real = [], features.evaluation_batches
     monkeypatch.setattr(
         features, "evaluation_batches", lambda of, at, **more: decoded.append(len(at)) or real(of, at, **more)

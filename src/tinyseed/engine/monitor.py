@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tinyseed.data.base import Source
 from tinyseed.data.labels import align_labels
 from tinyseed.data.loader import BadRecord, EvaluationBatch
+from tinyseed.data.readers import Reader
 from tinyseed.engine.data import RunData
 from tinyseed.engine.run_folder import Metrics, Quarantine
 from tinyseed.engine.runtime import Runtime
@@ -84,11 +85,12 @@ class EvaluationViews:
     """The evaluation views of the monitor's images; a set's first ones are decoded once and kept.
 
     Attributes:
+        on_bad: called with the images of each batch that cannot be read.
         room: bytes that may still be kept.
     """
 
-    def __init__(self, data: RunData, workers: int, room: int = KEPT_BYTES) -> None:
-        self.data = data
+    def __init__(self, reader: Reader, workers: int, room: int = KEPT_BYTES) -> None:
+        self.reader = reader
         self.workers = workers
         self.room = room
         self._kept: dict[tuple[str, int, str], list[EvaluationBatch]] = {}
@@ -117,7 +119,7 @@ class EvaluationViews:
             rest,
             contract,
             workers=self.workers,
-            reader=self.data.reader,
+            reader=self.reader,
             on_bad=on_bad,
         ):
             size = batch.pixels.numel() * batch.pixels.element_size()
@@ -161,7 +163,7 @@ class Monitor:
         self.runtime = runtime
         workers = 0 if settings.workers == "auto" else settings.workers
         room = KEPT_BYTES if runtime.is_main else 0  # the others never evaluate the student
-        self.views = EvaluationViews(data, workers, room)
+        self.views = EvaluationViews(data.reader, workers, room)
         self.quarantine = quarantine
         self.image_size = settings.image_size
         self.held_out_labels = _held_out_labels(data)

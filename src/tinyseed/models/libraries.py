@@ -2,12 +2,13 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from tinyseed.errors import InputError, first_line
 from tinyseed.models.contract import IMAGENET, InputContract
@@ -106,11 +107,33 @@ def create_on_meta(
         InputError: the library cannot build it.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NoInitialization():
             return create(library, name, size, channels, small_stem=small_stem)
     except InputError:  # torchvision's RegNets compute their widths with tensors
         with _parameters_on_meta():
             return create(library, name, size, channels, small_stem=small_stem)
+
+
+class _NoInitialization(TorchFunctionMode):
+    """Leaves out drawing values for tensors that have none: on the meta device it would import torch's compiler."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        del types
+        named = dict(kwargs or {})
+        drawn = args[0] if args else named.get("tensor")
+        draws = func in _DRAWS or getattr(func, "__module__", None) == nn.init.__name__
+        if draws and isinstance(drawn, torch.Tensor) and drawn.is_meta:
+            return drawn
+        return func(*args, **named)
+
+
+_DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_)
 
 
 @contextlib.contextmanager
