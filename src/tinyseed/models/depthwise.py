@@ -1,7 +1,7 @@
 """Depthwise convolutions of a trained network: in bfloat16 on a CPU, their gradients are computed in float32.
 
 On the processor where this was measured (EPYC, AVX-512 BF16) oneDNN's bfloat16 gradients of depthwise convolutions are
-several times as slow as its float32 ones, which are also more exact (`bench/networks.py students`). Outputs stay as they
+several times as slow as its float32 ones, more exact too (`bench/networks.py students`). Outputs stay as they
 are, to the bit.
 """
 
