@@ -59,8 +59,7 @@ class EngineAgreement:
 def engine_of(settings: DistillSettings, folder: RunFolder) -> str:
     """The name of the engine of a run; one that is resumed keeps its own.
 
-    "auto" is torch: on a CPU with packed weights it was as fast as the others with the same arithmetic, or faster
-    (docs/performance.md), and it needs neither a package nor a minute to begin.
+    "auto" is torch, whatever is installed: the same command then gives the same numbers on every machine of a kind.
     """
     if settings.teacher_engine != "auto":
         return settings.teacher_engine

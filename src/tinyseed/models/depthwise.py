@@ -1,8 +1,8 @@
 """Depthwise convolutions of a trained network: in bfloat16 on a CPU, their gradients are computed in float32.
 
-oneDNN has no fast kernels for the gradients of depthwise convolutions in bfloat16 on processors without AMX: they took
-three quarters of a step of MobileNetV3-Large. In float32 they are many times as fast, and more exact
-(`bench/networks.py students`). Outputs stay as they are, to the bit.
+On the processor where this was measured (EPYC, AVX-512 BF16) oneDNN's bfloat16 gradients of depthwise convolutions are
+several times as slow as its float32 ones, more exact too (`bench/networks.py students`). Outputs stay as they
+are, to the bit.
 """
 
 from functools import partial

@@ -9,7 +9,7 @@ from tinyseed.models.engines.packed import can_pack, pack
 from tinyseed.shapes import Features, Images
 
 PIECE = 32
-"""Images that a CPU computes at a time; measured with `bench/networks.py engines`."""
+"""Images that a CPU computes at a time."""
 
 FEWEST = 16
 """With fewer images on one thread, torch computes 1×1 convolutions by another library: packing would change bits."""
