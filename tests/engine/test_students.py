@@ -47,6 +47,7 @@ def settings(photos: Path, out: Path, **changes) -> dict[str, SeedSettings]:
         "workers": 0,
         "precision": "32",
         "log_every": 1,
+        "evaluate_every": 1,
     } | changes
     students, grid = given.pop("students", STUDENTS), given.pop("grid", {})
     return several(SeedSettings, given, students, grid)
