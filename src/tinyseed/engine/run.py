@@ -23,7 +23,7 @@ from tinyseed.engine.run_folder import Metrics, RunFolder, finite
 from tinyseed.engine.runtime import Runtime, share_statistics
 from tinyseed.engine.schedule import Schedule
 from tinyseed.engine.shared import Clock, Shared
-from tinyseed.engine.teacher_engine import engine_of
+from tinyseed.engine.teacher_engine import agreement_of, engine_of
 from tinyseed.errors import InputError, RunError, argument, first_line
 from tinyseed.files import flush, sweep, write_json, write_text
 from tinyseed.finite import first_non_finite
@@ -369,6 +369,7 @@ class Run:
         )
         if self.method.teacher is not None:
             summary["parameters_teacher"] = self.method.teacher.parameters_count
+            summary |= agreement_of(self.method.teacher)
         summary["unreadable_images"] = len(self.log.quarantine)
         return summary
 

@@ -66,6 +66,17 @@ def engine_of(settings: DistillSettings, folder: RunFolder) -> str:
     return folder.settled("teacher_engine") or "torch"
 
 
+def agreement_of(teacher: Teacher) -> dict[str, object]:
+    """How far a teacher's engine agrees with torch, for summary.json; nothing for torch itself."""
+    if not teacher.agreement:
+        return {}
+    return {
+        "teacher_engine": teacher.engine,
+        "teacher_engine_cosine": teacher.agreement["cosine"],
+        "teacher_engine_agreement": teacher.agreement["neighbor_agreement"],
+    }
+
+
 def use_engine(
     teacher: Teacher, settings: DistillSettings, data: RunData, runtime: Runtime
 ) -> EngineAgreement | None:
