@@ -33,8 +33,9 @@ SELECT_FROM = 4096
 MOST_SELECTED = 1 / 48
 """If more of a block's rows are selected, a matrix product with all rows is faster."""
 
-PART_BYTES = 4 << 20
-"""Size of a block of rows, on the CPU: it is read several times, from the cache."""
+PART_BYTES = 16 << 20
+"""Size of a block of rows, on the CPU: it is read several times, from the cache. Smaller ones were no faster alone, and
+every block is several waits of threads for each other, which cost most beside other processes."""
 
 SCORE_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 """Size of a block of scores."""
