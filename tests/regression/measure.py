@@ -48,6 +48,7 @@ COMMON = {
     "workers": 0,
     "precision": "32",
     "log_every": 1,
+    "evaluate_every": 1,
     "lr": 0.3,
     "seed": 3,
 }
