@@ -98,9 +98,11 @@ def main() -> None:
         print(f"\n{name}")
         for part, value in side.items():
             print(f"  {part:<34}{value:8.3f}")
+    settings = {name: value for name, value in vars(given).items() if name not in ("before", "data")}
+    settings["data"] = Path(given.data).name
     commits = {side: commit(checkout) for side, checkout in checkouts.items()}
     write_results(
-        "overhead", {"machine": machine(), "settings": vars(given), "commits": commits, "sides": sides}
+        "overhead", {"machine": machine(), "settings": settings, "commits": commits, "sides": sides}
     )
 
 
