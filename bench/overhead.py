@@ -37,6 +37,11 @@ report = sys.argv.pop(1)
 parts = {"python": first_line - begun}
 now = time.time()
 from tinyseed.engine import run, train
+try:  # since several runs may share a pass
+    from tinyseed.engine import runs, shared
+    owners = (shared, runs, run)
+except ImportError:
+    owners = (run,)
 parts["imports"] = time.time() - now
 steps = []
 
@@ -54,8 +59,10 @@ def timed(owner, name, part):
 for name, part in {"open_data": "data", "open_teacher": "teacher", "start": "runtime", "Monitor": "teacher measured",
         "build_learner": "student moved", "write_beginning": "lineage", "save_encoder": "model",
         "write_report": "report"}.items():
-    timed(run, name, part)
-timed(run.MadeFrom, "of", "digests")
+    for owner in owners:
+        if hasattr(owner, name):
+            timed(owner, name, part)
+timed(owners[0].MadeFrom, "of", "digests")
 timed(run.Run, "evaluate", "evaluations")
 timed(run.Run, "save", "checkpoints")
 step = train.train_step

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +52,14 @@ def settings(photos: Path, out: Path, **changes) -> dict[str, SeedSettings]:
     } | changes
     students, grid = given.pop("students", STUDENTS), given.pop("grid", {})
     return several(SeedSettings, given, students, grid)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def saved_after_each_epoch() -> Iterator[None]:
+    """However long it takes beside these short epochs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tinyseed.engine.run.CHECKPOINT_SHARE", 1e9)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

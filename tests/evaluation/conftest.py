@@ -65,5 +65,5 @@ def quick(monkeypatch):
     """Few images timed, PyTorch alone; few strengths of L2."""
     honest = cost.cost
     monkeypatch.setattr(cost, "cost", lambda encoder, threads: honest(encoder, threads=threads, runs=2))
-    monkeypatch.setattr(cost, "find_spec", lambda name: None)
+    monkeypatch.setattr("tinyseed.models.onnx_export.find_spec", lambda name: None)
     monkeypatch.setattr(logistic, "L2_GRID", (0.01, 0.1))

@@ -1,6 +1,7 @@
 """Annotations as labeling tools, converters and accidents leave them, in COCO's and VOC's layout."""
 
 import codecs
+import copy
 import json
 import runpy
 from pathlib import Path
@@ -744,7 +745,7 @@ def changed(draw, document):
     for _ in range(draw(st.integers(1, 3))):
         places = [(parent, key) for parent in faults.containers(document) for key in faults.keys(parent)]
         parent, key = draw(st.sampled_from(places)) if places else ({}, None)
-        parent[key] = draw(ANY_JSON)
+        parent[key] = copy.deepcopy(draw(ANY_JSON))  # some values are drawn as the same object each time
     return document
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional
 
 _ADDITIONS = ("add", "iadd", "add_")
@@ -76,7 +75,7 @@ def pack(
         Exception: of any kind, from torch.fx: the network's control flow depends on its data.
     """
     graph = fx.GraphModule(network, fx.Tracer().trace(network))
-    wanted = ShapeProp(graph).propagate(images)
+    wanted = _Shapes(graph).run(images)
     _without_identities(graph)
     for node in list(graph.graph.nodes):
         if _is_packable(graph, node):
@@ -85,6 +84,15 @@ def pack(
     graph.delete_all_unused_submodules()
     graph.recompile()
     return graph, wanted
+
+
+class _Shapes(fx.Interpreter):
+    """Computes a graph and notes the shape of each result; torch's own `ShapeProp` would import SymPy."""
+
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401
+        result = super().run_node(n)
+        n.meta["shape"] = tuple(result.shape) if isinstance(result, Tensor) else ()
+        return result
 
 
 def _module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
@@ -162,5 +170,4 @@ def _only_user(node: fx.Node, wanted: Callable[[fx.Node], bool]) -> fx.Node | No
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
-    meta: Any = node.meta.get("tensor_meta")
-    return tuple(getattr(meta, "shape", ()))
+    return node.meta.get("shape", ())
