@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-SPIN_COUNT = 1000
+SPIN_COUNT = 3000
 """Turns that a thread looks for the others before it sleeps: some microseconds; libgomp's default is 300,000.
 
 Beside other busy processes the threads that are awaited are often not running: looking for them then takes the very
