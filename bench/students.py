@@ -1,11 +1,11 @@
 """Three students in one run against three runs: time per step.
 
 One run decodes each batch and asks the teacher once. Both sides are the training loop as a whole (decoding, views, both
-networks, loss over a full queue, optimizer, queue), with the default precision; they take turns in one process, and
-ratios are medians over the turns. "kept targets" is the same run with the teacher's rows at hand, as from the second
-epoch on where a cache holds all of them: here a look-up in memory, so that the cost of reading a cache is not in it.
+networks, loss over a full queue, optimizer, queue); they take turns in one process, and ratios are medians over the
+turns. "kept targets" is the same run with the teacher's rows at hand, as from the second epoch on where a cache holds
+all of them: here a look-up in memory, so that the cost of reading a cache is not in it.
 
-    python bench/students.py [--teacher resnet50] [--batch 64] [--turns 5] [--steps 1]
+    python bench/students.py [--teacher resnet50] [--batch 64] [--precision 32] [--turns 5]
 
 Photos are the package's own CC0 ones, enlarged to a short side of 256 and written as JPEG once. Adds the teacher's
 result to bench/results/students.json.
@@ -53,6 +53,7 @@ def main() -> None:
     )
     parser.add_argument("--teacher", default="resnet50")
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1)
     given = parser.parse_args()
@@ -60,7 +61,8 @@ def main() -> None:
         result = measure(Path(folder), given, held)
     path = RESULTS / "students.json"
     before = json.loads(path.read_text())["results"] if path.exists() else []
-    kept = [each for each in before if each["teacher"] != given.teacher]
+    same = (result["teacher"], result["precision"])
+    kept = [each for each in before if (each["teacher"], each["precision"]) != same]
     write_results("students", {"machine": machine(), "results": [*kept, result | machine()]})
 
 
@@ -72,6 +74,7 @@ def measure(folder: Path, given: argparse.Namespace, held: ExitStack) -> dict:
         "image_size": SIZE,
         "batch_size": given.batch,
         "queue_size": QUEUE,
+        "precision": given.precision,
         "validation_images": 4,
         "log_every": 10**9,
     }

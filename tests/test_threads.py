@@ -1,13 +1,19 @@
 """Cores by a container's quota; what is set before torch is loaded, and what is left alone."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tinyseed import threads
+from tinyseed.engine import runtime, train
+from tinyseed.methods.base import SingleProcess
+from tinyseed.methods.seed import SeedSettings
 
 OWN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
 
@@ -130,3 +136,73 @@ def test_openmp_reads_it():
     if "GOMP_SPINCOUNT" not in done.stderr:
         pytest.skip("this torch does not use libgomp")
     assert f"GOMP_SPINCOUNT = '{threads.SPIN_COUNT}'" in done.stderr
+
+
+@pytest.mark.parametrize(("busy", "own", "others"), [(0.0, 2.0, 0.0), (3.0, 2.0, 1.5), (6.0, 1.0, 3.0)])
+def test_what_other_programs_compute_is_seen(tmp_path, monkeypatch, busy, own, others):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 3, 4, 7}, raising=False)
+    ticks = os.sysconf("SC_CLK_TCK")
+
+    def moment(at: float, computed: float, idle: float) -> threads.Moment:
+        lines = ["cpu 1 2 3 99999 5 6", "cpu0 0 0 0 77777 0 0", "intr 1 2 3 4 5 6"]
+        for core in (1, 3, 4, 7):
+            lines.append(f"cpu{core} 50 0 9 {round(idle * ticks / 4) - 3} 3 8 0 0 0 0")
+        machine(tmp_path, "", {"proc/stat": "\n".join(lines) + "\n"})
+        monkeypatch.setattr(threads.time, "monotonic", lambda: at)
+        monkeypatch.setattr(threads.time, "process_time", lambda: computed)
+        return threads.Moment.now(tmp_path)
+
+    before = moment(100.0, 5.0, 1000.0)
+    after = moment(102.0, 5.0 + own, 1000.0 + 8.0 - own - busy)  # two seconds of four cores
+    assert after.busy_since(before) == pytest.approx(others, abs=0.05)
+    assert after.busy_since(after) == 0  # too short to tell
+
+
+def test_where_the_system_does_not_say_nobody_is_busy(tmp_path):
+    first, second = (threads.Moment.now(tmp_path / "none") for _ in range(2))
+    assert first.idle is None
+    assert threads.Moment(first.at + 9, 0, None).busy_since(first) == 0
+    assert second.busy_since(threads.Moment(0, 0, 5.0)) == 0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "before", "busy", "given", "number"),
+    [
+        ("auto", None, 0.2, False, 3),
+        ("auto", None, 1.1, False, 2),
+        ("auto", None, 9.0, False, 1),
+        ("auto", None, 1.1, True, 3),  # the user has said how many
+        ("auto", 5, 1.1, False, 5),  # a resumed run keeps its number
+        (4, 5, 1.1, True, 4),
+    ],
+)
+def test_a_run_has_fewer_threads_beside_others(monkeypatch, wanted, before, busy, given, number):
+    now = torch.get_num_threads()
+    monkeypatch.setattr(threads.Moment, "busy_since", lambda *_: busy)
+    monkeypatch.setattr(runtime, "number_is_given", lambda: given)
+    alone = SimpleNamespace(group=SingleProcess(), device=torch.device("cpu"))
+    torch.set_num_threads(3)
+    try:
+        with runtime.computing_threads(wanted, before, alone) as note:
+            assert torch.get_num_threads() == number
+            assert bool(note) == (wanted == "auto" and before is None and number < 3)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(now)
+
+
+def test_a_resumed_run_keeps_its_number(photos, tmp_path, monkeypatch):
+    small = {"batch_size": 8, "image_size": 32, "workers": 0, "precision": "32", "epochs": 1, "queue_size": 8}
+    networks = {"teacher": "test_resnet", "teacher_weights": "random", "student": "test_resnet"}
+    settings = SeedSettings(data=(str(photos),), out=tmp_path / "run", threads=2, **small, **networks)
+    seen, real = [], train.train_step
+    monkeypatch.setattr(
+        train, "train_step", lambda *given: (seen.append(torch.get_num_threads()), real(*given))[1]
+    )
+    train.train(settings, quiet=True)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["threads"] == 2
+    (tmp_path / "run" / "summary.json").unlink()
+    monkeypatch.setattr(runtime, "threads_beside_others", lambda *_: 1)
+    train.train(settings.replaced(resume=True, threads="auto"), quiet=True)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["threads"] == 2
+    assert set(seen) == {2}

@@ -7,7 +7,9 @@ importing tinyseed sets it, unless torch is there already or the user has set it
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -17,6 +19,11 @@ SPIN_COUNT = 3000
 Beside other busy processes the threads that are awaited are often not running: looking for them then takes the very
 core that they need, and every layer of a network takes a time slice. See bench/busy.py.
 """
+
+BUSY_CORES = 0.75
+"""Cores that other programs keep busy, on average, from which on they count."""
+
+_SHORTEST_LOOK = 1.0
 
 _OURS: set[str] = set()
 """Names of the variables in the environment that are ours and not the user's."""
@@ -36,6 +43,74 @@ def prepare_threads(root: Path = Path("/")) -> None:
     if cores < _allowed_cores() and "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(cores)
         _OURS.add("OMP_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The time that has been computed until now.
+
+    Attributes:
+        at: seconds, by the clock that runs on.
+        own: seconds that this process has computed, in all of its threads.
+        idle: seconds that the cores which it may use have been idle; None where the system does not say.
+    """
+
+    at: float
+    own: float
+    idle: float | None
+
+    @classmethod
+    def now(cls, root: Path = Path("/")) -> "Moment":
+        """This moment; `root` is where /proc is."""
+        return cls(time.monotonic(), time.process_time(), _idle_seconds(root))
+
+    def busy_since(self, before: "Moment") -> float:
+        """Cores that other programs kept busy between two moments, on average; 0 where it cannot be told."""
+        seconds = self.at - before.at
+        if self.idle is None or before.idle is None or seconds < _SHORTEST_LOOK:
+            return 0.0
+        others = _allowed_cores() - (self.idle - before.idle + self.own - before.own) / seconds
+        return max(0.0, others)
+
+
+def _idle_seconds(root: Path) -> float | None:
+    """Idle time of the cores that this process may use, waiting for disks included; Linux only."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    try:
+        lines = (root / "proc/stat").read_text(encoding="ascii").splitlines()
+        fields = {
+            parts[0]: parts[4:6] for parts in map(str.split, lines) if parts and parts[0].startswith("cpu")
+        }
+        ticks = sum(int(tick) for core in os.sched_getaffinity(0) for tick in fields[f"cpu{core}"])
+        return ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+BEGAN = Moment.now()
+"""When tinyseed was imported; what other programs did until a run begins is what they will do beside it."""
+
+
+def threads_beside_others(threads: int, busy: float) -> int:
+    """How many threads compute fastest beside other programs.
+
+    All threads wait for the one whose core is taken: two threads on two cores, beside one busy process, are slower
+    than one (bench/busy.py).
+
+    Args:
+        threads: on a machine that is otherwise idle.
+        busy: cores that other programs keep busy.
+
+    >>> [threads_beside_others(2, busy) for busy in (0.3, 1.0, 2.0)], threads_beside_others(16, 3.1)
+    ([2, 1, 1], 13)
+    """
+    return threads if busy < BUSY_CORES else max(1, threads - round(busy))
+
+
+def number_is_given() -> bool:
+    """Whether the user has set the number of threads in the environment."""
+    return "OMP_NUM_THREADS" in os.environ and "OMP_NUM_THREADS" not in _OURS
 
 
 def number_is_ours() -> bool:

@@ -409,7 +409,11 @@ def settle(settings: TrainSettings, folder: RunFolder, shared: Shared) -> TrainS
         if not mean:
             mean, std = shared.measured_channels
     settled = settings.replaced(
-        channel_mean=mean, channel_std=std, precision=shared.runtime.precision, workers=shared.workers
+        channel_mean=mean,
+        channel_std=std,
+        precision=shared.runtime.precision,
+        workers=shared.workers,
+        threads=torch.get_num_threads(),
     )
     before = folder.settled("queue_size")
     if getattr(settings, "queue_size", None) == "auto" and before is not None:

@@ -14,7 +14,7 @@ from tinyseed.engine.log import DivergedError, Log, show
 from tinyseed.engine.monitor import Monitor
 from tinyseed.engine.run import Run, build_learner, claimed, settle
 from tinyseed.engine.run_folder import Quarantine, RunFolder, open_run_folder
-from tinyseed.engine.runtime import Runtime
+from tinyseed.engine.runtime import Runtime, computing_threads
 from tinyseed.engine.shared import Shared, open_shared
 from tinyseed.engine.students import Index
 from tinyseed.engine.teacher_cache import Kept, opened
@@ -310,11 +310,19 @@ def open_runs(
             for of_run in settings.values()
         ]
         progress = held.enter_context(Progress(quiet=quiet or not runtime.is_main))
+        first = next(iter(settings.values()))
+        before = RunFolder(first.out).settled("threads")
+        threads = held.enter_context(computing_threads(first.threads, before, runtime))
         settled = {name: settle(of_run, RunFolder(of_run.out), shared) for name, of_run in settings.items()}
         learners = [build_learner(of_run, shared) for of_run in settled.values()]
         agreement = engine_for(settled, shared)
         kept = held.enter_context(kept_for([learner.method for learner in learners], shared))
-        introduce(settled, shared, progress, (*agreement, *(() if kept is None else kept.notes)))
+        introduce(
+            settled,
+            shared,
+            progress,
+            (*([threads] if threads else ()), *agreement, *(() if kept is None else kept.notes)),
+        )
         monitors = open_monitors(settled, shared)
         if monitors[0].note is not None:
             progress.say(monitors[0].note)

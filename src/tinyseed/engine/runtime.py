@@ -2,7 +2,8 @@
 
 import logging
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -17,7 +18,7 @@ from tinyseed.errors import InputError
 from tinyseed.methods.base import Group, SingleProcess
 from tinyseed.precision import native_bf16
 from tinyseed.settings.train import TrainSettings
-from tinyseed.threads import usable_cores
+from tinyseed.threads import BEGAN, Moment, number_is_given, threads_beside_others, usable_cores
 from tinyseed.torchvision_ops import ensure_torchvision
 
 PrecisionName = Literal["32", "bf16", "16"]
@@ -277,3 +278,35 @@ def worker_count(wanted: int | Literal["auto"], on_gpu: bool, processes: int = 1
         cores //= processes
         return 0 if cores <= 2 else cores // 4
     return max(1, min(16, cores // max(1, torch.cuda.device_count()) - 1))
+
+
+@contextmanager
+def computing_threads(wanted: int | Literal["auto"], before: int | None, runtime: Runtime) -> Iterator[str]:
+    """Compute with as many threads as a run is to have; afterwards with as many as before.
+
+    Args:
+        wanted: the setting; "auto" leaves the number to the environment, or to how busy other programs keep the cores.
+        before: the number of the run's earlier part, where it is resumed.
+        runtime: several processes, and a GPU, leave it to the environment, too.
+
+    Yields:
+        What people should know; "" where nothing is unusual.
+    """
+    usual, note = torch.get_num_threads(), ""
+    number = usual
+    if wanted != "auto":
+        number = wanted
+    elif before is not None:
+        number = before
+    elif runtime.group.size == 1 and runtime.device.type == "cpu" and not number_is_given():
+        busy = Moment.now().busy_since(BEGAN)
+        number = threads_beside_others(usual, busy)
+        if number != usual:
+            note = f"{number} of {usual} threads: other programs keep {busy:.1f} cores busy"
+    if number != usual:
+        torch.set_num_threads(number)
+    try:
+        yield note
+    finally:
+        if number != usual:
+            torch.set_num_threads(usual)

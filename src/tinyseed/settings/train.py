@@ -31,6 +31,7 @@ FREE_ON_RESUME = frozenset(
     {
         "resume",
         "workers",
+        "threads",
         "devices",
         "checkpoint_minutes",
         "checkpoint_activations",
@@ -147,6 +148,9 @@ class TrainSettings(ChannelSettings):
     """Mixed precision of the networks; auto: bf16 where the hardware supports it natively, otherwise float32."""
     workers: int | Literal["auto"] = "auto"
     """Processes per device that decode images."""
+    threads: int | Literal["auto"] = "auto"
+    """Threads per process that compute on a CPU; auto: as many as there are cores, less those that other programs keep
+    busy when the run begins. A resumed run keeps its number: the last digits of the results depend on it."""
     resume: bool = False
     """Resume the run in the output folder."""
     checkpoint_minutes: float = 10.0
@@ -189,6 +193,7 @@ class TrainSettings(ChannelSettings):
         "seed": SEEDS,
         "nodes": Range(1, 2**16),
         "workers": WORKERS,
+        "threads": Range(1, 1024),
         "checkpoint_minutes": Range(0, 60 * 24 * 3660, above=True),
         "log_every": COUNTS,
         "evaluate_every": COUNTS,
