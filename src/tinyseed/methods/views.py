@@ -23,10 +23,12 @@ class Views(ViewTuple):
     Attributes:
         indices: [n], positions of the images in their source; None for views that were made elsewhere.
         epoch: epoch at which the views' randomness is addressed.
+        given: what teachers gave for them, so that it lives no longer than the views do.
     """
 
     indices: "shapes.Indices | None"
     epoch: int
+    given: "dict[object, dict[tuple[int, TeacherOutput], torch.Tensor]]"
 
     def __new__(
         cls, images: "Iterable[shapes.Images]", indices: "shapes.Indices | None" = None, epoch: int = 0
@@ -34,7 +36,7 @@ class Views(ViewTuple):
         """Views with their address."""
         views = super().__new__(cls, images)
         views.indices, views.epoch = indices, epoch
-        views._seen = {}
+        views._seen, views.given = {}, {}
         return views
 
     @classmethod
@@ -89,8 +91,6 @@ class FreshTargets:
     def __init__(self, frozen: "teacher.Teacher", bands: tuple[int, ...] | None = None) -> None:
         self.teacher = frozen
         self.bands = bands
-        self._views: Views | None = None
-        self._given: dict[tuple[int, TeacherOutput], torch.Tensor] = {}
 
     def __call__(self, views: Views, place: int = 0) -> "shapes.Embeddings":
         """The teacher's unit rows of one view of each image."""
@@ -98,11 +98,10 @@ class FreshTargets:
 
     def of(self, views: Views, place: int, output: TeacherOutput) -> "torch.Tensor":
         """Any output of the teacher for one view of each image."""
-        if views is not self._views:
-            self._views, self._given = views, {}
-        if (place, output) not in self._given:
-            self._given |= self._asked(views, place, output)
-        return self._given[place, output]
+        given = views.given.setdefault(self, {})
+        if (place, output) not in given:
+            given |= self._asked(views, place, output)
+        return given[place, output]
 
     def _asked(
         self, views: Views, place: int, output: TeacherOutput

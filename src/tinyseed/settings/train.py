@@ -256,7 +256,8 @@ class DistillSettings(TrainSettings):
     teacher: str
     """Frozen network to learn from: a run folder, a checkpoint file or its URL, or a model name (docs/teachers.md)."""
     student: str
-    """Network to train: a model name (timm's, or torchvision/NAME)."""
+    """Network to train: a model name (timm's, or torchvision/NAME). Several share one pass of the teacher, and each has
+    its own folder in the output folder."""
     teacher_weights: str | None = None
     """Weights of a teacher given by name: a file or its URL, or `random` for controls."""
     teacher_arch: str | None = None
@@ -279,7 +280,7 @@ class DistillSettings(TrainSettings):
     """Channels, counted from 1, that the teacher sees. By default the first three, or a single channel repeated."""
     teacher_engine: Literal["auto", "torch", "onnx", "int8", "compile"] = "auto"
     """How the teacher's backbone is computed; auto: torch. onnx and int8: ONNX Runtime on the CPU, in float32 or in 8
-    bits (needs the extra `onnx`); compile: torch.compile, which takes a minute to begin. Others than torch are compared
+    bits (needs the extra named onnx); compile: torch.compile, which takes a minute to begin. Others than torch are compared
     with it on held-out images first, and refused where they agree too little (docs/performance.md)."""
     augmentation: Augmentation = "moco-v2"
     """Random crops and colors of the views, as published with a method: moco-v2 (crops from 0.2 of the area on, color
