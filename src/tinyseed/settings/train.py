@@ -280,8 +280,8 @@ class DistillSettings(TrainSettings):
     """Channels, counted from 1, that the teacher sees. By default the first three, or a single channel repeated."""
     teacher_engine: Literal["auto", "torch", "onnx", "int8", "compile"] = "auto"
     """How the teacher's backbone is computed; auto: torch. onnx and int8: ONNX Runtime on the CPU, in float32 or in 8
-    bits (needs the extra named onnx); compile: torch.compile, which takes a minute to begin. Others than torch are compared
-    with it on held-out images first, and refused where they agree too little (docs/performance.md)."""
+    bits (needs the extra named onnx); compile: torch.compile, which takes a minute to begin. Others than torch are
+    compared with it on held-out images first, and refused where they agree too little."""
     augmentation: Augmentation = "moco-v2"
     """Random crops and colors of the views, as published with a method: moco-v2 (crops from 0.2 of the area on, color
     jitter 0.4 0.4 0.4 0.1), moco-v1 (0.2 and 0.4 0.4 0.4 0.4, all views), simclr (0.08 and 0.8 0.8 0.8 0.2), swav (0.14
