@@ -5,13 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tinyseed import threads
 from tinyseed.engine import runtime, train
+from tinyseed.engine.alone import Alone
 from tinyseed.methods.base import SingleProcess
 from tinyseed.methods.seed import SeedSettings
 
@@ -180,7 +180,7 @@ def test_a_run_has_fewer_threads_beside_others(monkeypatch, wanted, before, busy
     now = torch.get_num_threads()
     monkeypatch.setattr(threads.Moment, "busy_since", lambda *_: busy)
     monkeypatch.setattr(runtime, "number_is_given", lambda: given)
-    alone = SimpleNamespace(group=SingleProcess(), device=torch.device("cpu"))
+    alone = runtime.Runtime(Alone(None), Alone(None), "32", SingleProcess())
     torch.set_num_threads(3)
     try:
         with runtime.computing_threads(wanted, before, alone) as note:
