@@ -192,6 +192,7 @@ def test_a_run_has_fewer_threads_beside_others(monkeypatch, wanted, before, busy
 
 
 def test_a_resumed_run_keeps_its_number(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYSEED_CACHE", str(tmp_path / "cache"))  # others compute with another number
     small = {"batch_size": 8, "image_size": 32, "workers": 0, "precision": "32", "epochs": 1, "queue_size": 8}
     networks = {"teacher": "test_resnet", "teacher_weights": "random", "student": "test_resnet"}
     settings = SeedSettings(data=(str(photos),), out=tmp_path / "run", threads=2, **small, **networks)

@@ -80,7 +80,7 @@ def settings(photos, out, **changes):
 @pytest.fixture(scope="module")
 def unbroken(photos, tmp_path_factory):
     out = tmp_path_factory.mktemp("unbroken") / "run"
-    train(settings(photos, out), quiet=True)
+    train(settings(photos, out, threads=1), quiet=True)  # as the tests, which have one
     return out
 
 
