@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from tinyseed.methods.parts import contract, render, shapes, teacher, torch
 from tinyseed.settings.train import TeacherOutput
 
-Seen = tuple["contract.InputContract", tuple[int, ...] | None]
-
 # A base class is needed now; the modules of `parts` are imported when a batch comes.
 if TYPE_CHECKING:
     ViewTuple = tuple[shapes.Images, ...]
