@@ -22,13 +22,12 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from common import RESULTS, machine, write_results
-from step import Case, enlarged, fill, teacher_with_head, timed
+from step import Case, fill, settings_of, timed
 from tinyseed.assets import clothing
 from tinyseed.engine.runs import Runs, open_runs
 from tinyseed.engine.train import train, train_step
@@ -78,19 +77,8 @@ def speed(folder: Path, given: argparse.Namespace) -> list[dict]:
     return results
 
 
-def settings_of(case: Case, folder: Path, name: str, **changes) -> SeedSettings:
-    given = SeedSettings(
-        data=(str(enlarged(folder / "large")),),
-        out=folder / f"{case.teacher}-{case.student}-{name}",
-        teacher=str(teacher_with_head(case, folder)),
-        student=case.student,
-        image_size=case.size,
-        batch_size=case.batch,
-        queue_size=case.queue,
-        validation_images=16,
-        log_every=10**9,
-    )
-    return replace(given, **changes)
+def out_of(case: Case, folder: Path, name: str) -> Path:
+    return folder / f"{case.teacher}-{case.student}-{name}"
 
 
 def compare(case: Case, precision: str, folder: Path, turns: int) -> dict:
@@ -99,7 +87,9 @@ def compare(case: Case, precision: str, folder: Path, turns: int) -> dict:
         both: list[Runs] = []
         for views in (None, 1):
             name = f"{precision}-{views}"
-            settings = settings_of(case, folder, name, cache_views=views, precision=precision)
+            settings = settings_of(
+                case, folder, out=out_of(case, folder, name), cache_views=views, precision=precision
+            )
             both.append(stack.enter_context(open_runs({"": settings}, quiet=True)))
         keep_random_vectors(both[1])
         steps = []
@@ -143,7 +133,7 @@ def keep_random_vectors(runs: Runs) -> None:
 
 def first_step(case: Case, folder: Path) -> float:
     """Seconds from starting a command to its first line of metrics.jsonl; everything of the teacher is kept."""
-    settings = settings_of(case, folder, f"first-{time.monotonic_ns()}")
+    settings = settings_of(case, folder, out=out_of(case, folder, f"first-{time.monotonic_ns()}"))
     flags = {
         "data": settings.data[0],
         "teacher": settings.teacher,

@@ -22,11 +22,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import machine, write_results
-from step import CASES, Case, enlarged, fill, teacher_with_head
-from tinyseed.assets import clothing
+from step import CASES, Case, fill, settings_of
 from tinyseed.data.render import IMAGENET_MEAN, IMAGENET_STD, normalize, render_view
 from tinyseed.engine.runs import Runs, open_runs
-from tinyseed.methods.seed import SeedSettings
 from tinyseed.objectives.seed import seed_loss
 from tinyseed.precision import native_bf16
 
@@ -73,17 +71,7 @@ def measured_peaks(repeats: int) -> dict[str, float]:
 
 
 def measure(case: Case, folder: Path, repeats: int, peaks: dict[str, float]) -> dict:
-    settings = SeedSettings(
-        data=(str(enlarged(folder / "large") if case.size > 64 else clothing("train")),),
-        out=folder / case.name.replace(" ", "-"),
-        teacher=str(teacher_with_head(case, folder)),
-        student=case.student,
-        image_size=case.size,
-        batch_size=case.batch,
-        queue_size=case.queue,
-        validation_images=16,
-        log_every=10**9,
-    )
+    settings = settings_of(case, folder)
     kind = "bfloat16" if native_bf16(on_gpu=False) else "float32"
     rows = []
     with open_runs({"": settings}, quiet=True) as runs:

@@ -79,21 +79,26 @@ def main() -> None:
 
 def measure(case: Case, folder: Path, given: argparse.Namespace) -> dict:
     turns, steps = given.turns, given.steps
-    data = enlarged(folder / "large") if case.size > 64 else clothing("train")
-    settings = SeedSettings(
-        data=(str(data),),
-        out=folder / case.name.replace(" ", "-"),
-        teacher=str(teacher_with_head(case, folder)),
-        student=case.student,
-        image_size=case.size,
-        batch_size=case.batch,
-        queue_size=case.queue,
-        validation_images=16,
-        log_every=10**9,
-        workers=given.workers if given.workers == "auto" else int(given.workers),
-    )
+    workers = given.workers if given.workers == "auto" else int(given.workers)
+    settings = settings_of(case, folder, workers=workers)
     with open_runs({"": settings}, quiet=True) as runs:
         return compare(runs, case, turns, steps)
+
+
+def settings_of(case: Case, folder: Path, **changes) -> SeedSettings:
+    """The run of a case on the package's photos, in a folder named after it."""
+    given = {
+        "data": (str(enlarged(folder / "large") if case.size > 64 else clothing("train")),),
+        "out": folder / case.name.replace(" ", "-").replace("/", "-"),
+        "teacher": str(teacher_with_head(case, folder)),
+        "student": case.student,
+        "image_size": case.size,
+        "batch_size": case.batch,
+        "queue_size": case.queue,
+        "validation_images": 16,
+        "log_every": 10**9,
+    }
+    return SeedSettings(**(given | changes))
 
 
 def compare(runs: Runs, case: Case, turns: int, steps: int) -> dict:
