@@ -10,7 +10,7 @@ precision and at everybody's defaults (tinyseed: bfloat16 where the processor mu
 - *authors*: SEED's published loop, restated (authors_side.py), with the best of 0, 1 and 2 DataLoader workers, chosen
   by a short trial of each. "Tuned" adds channels-last memory and bfloat16.
 - *LightlyTrain*: `distillationv1` and `distillationv3` from PyPI, if `--lightly-python` names the Python of an
-  environment that has it (python -m venv ENV && ENV/bin/pip install lightly-train==0.18.0 jaxtyping).
+  environment that has it (python -m venv ENV && ENV/bin/pip install lightly-train==0.18.0 timm jaxtyping).
   Its version 3 has a second loss over patches. Teachers: its v1 takes only its own by name, so both sides take a
   ViT-S/14 of random weights; v3 takes any, so both take the same ResNet.
 - *tinyseed, cached*: with `cache_views`, where this version has that setting.

@@ -26,10 +26,14 @@ def main() -> None:
     given = parser.parse_args()
     fields = json.loads(given.settings)
     settings = SeedSettings(
-        **(fields | {"data": tuple(fields["data"]), "out": Path(fields["out"])} | held_out(fields))
+        **(fields | cache(fields) | {"data": tuple(fields["data"]), "out": Path(fields["out"])} | held_out(fields))
     )
     report_steps(fill=given.fill, snapshots=given.snapshots)
     loop.train(settings, quiet=True)
+
+
+def cache(fields: dict) -> dict:
+    return {"cache": Path(fields["cache"])} if "cache" in fields else {}
 
 
 def held_out(fields: dict) -> dict:

@@ -84,6 +84,30 @@ def test_the_teacher_sees_each_image_once(photos, tmp_path, monkeypatch):
         assert torch.equal(run.monitor.teacher.features, first.features)
 
 
+def test_an_untrained_network_sees_each_image_once_over_all_runs(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYSEED_CACHE", str(tmp_path / "cache"))
+    seen, real = [], Encoder.features
+    monkeypatch.setattr(
+        Encoder, "features", lambda encoder, images: seen.append(len(images)) or real(encoder, images)
+    )
+    with open_runs({"": settings(photos, tmp_path / "run")}, quiet=True) as runs:
+        (run,) = runs.all
+        every = len(run.data.held_out) + len(run.data.bank)
+        computed = run.monitor.measure(run.method, untrained=True)
+        assert sum(seen) == every
+        kept = run.monitor.measure(run.method, untrained=True)
+        assert sum(seen) == every
+        assert kept == computed == run.monitor.measure(run.method)
+        assert sum(seen) == 2 * every
+        with torch.no_grad():
+            next(run.method.encoder.parameters()).add_(1)
+        assert run.monitor.measure(run.method, untrained=True) != computed
+        assert sum(seen) == 3 * every
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 7)  # last digits depend on it
+        run.monitor.measure(run.method, untrained=True)
+        assert sum(seen) == 4 * every
+
+
 @pytest.mark.parametrize("room", [0, 8 * 3 * 32 * 32, 10**9], ids=["nothing", "a part", "all"])
 def test_kept_views_are_those_that_are_decoded(photos, monkeypatch, room):
     monkeypatch.setattr("tinyseed.engine.monitor.BATCH", 8)

@@ -13,7 +13,8 @@ from tinyseed.models.encoder import Encoder
 from tinyseed.models.engines import plain
 from tinyseed.models.engines.base import in_pieces
 from tinyseed.models.engines.catalog import ENGINES
-from tinyseed.models.engines.packed import PackedConvolution, pack
+from tinyseed.models.engines.packed import pack
+from tinyseed.models.engines.packed_layers import PackedConvolution, PackedLinear
 from tinyseed.models.engines.plain import PIECE, TorchEngine
 from tinyseed.models.onnx_export import ONNX_PACKAGES
 
@@ -35,20 +36,25 @@ def images(count, size=32):
     return drawn.contiguous(memory_format=torch.channels_last)
 
 
-def packed_layers(network):
-    return [part for part in network.modules() if isinstance(part, PackedConvolution)]
+def packed_layers(network, kind=PackedConvolution):
+    return [part for part in network.modules() if isinstance(part, kind)]
+
+
+def layers(network, kind):
+    return [part for part in network.modules() if type(part) is kind]
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet10t", "torchvision/resnet18", "mobilenetv3_small_050", "test_convnext"]
+    "name", ["resnet10t", "torchvision/resnet18", "mobilenetv3_small_050", "test_convnext", "test_vit"]
 )
 @torch.no_grad()
 def test_packed_weights_give_the_same_bits_in_float32(name):
     backbone = frozen(name)
     engine, batch = TorchEngine(backbone), images(PIECE + 18)
     torch.testing.assert_close(engine(batch), backbone(batch), rtol=0, atol=0)
-    layers = packed_layers(engine._packed[torch.float32])
-    assert len(layers) == sum(type(part) is nn.Conv2d for part in backbone.modules())
+    packed = engine._packed[torch.float32]
+    assert len(packed_layers(packed)) == len(layers(backbone, nn.Conv2d))
+    assert len(layers(packed, nn.Linear)) == len(layers(backbone, nn.Linear))
 
 
 @torch.no_grad()
@@ -62,15 +68,19 @@ def test_relu_and_residual_become_part_of_convolutions():
     ]
 
 
+@pytest.mark.parametrize("name", ["torchvision/resnet18", "test_vit", "test_convnext"])
 @torch.no_grad()
-def test_in_bfloat16_packed_weights_are_as_close_to_float32():
-    backbone = frozen("torchvision/resnet18", 64)
+def test_in_bfloat16_packed_weights_are_as_close_to_float32(name):
+    backbone = frozen(name, 64)
     engine, batch = TorchEngine(backbone), images(PIECE, 64)
     wanted = backbone(batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours, torchs = engine(batch), backbone(batch)
     assert ours.dtype == torchs.dtype
-    assert packed_layers(engine._packed[torch.bfloat16])
+    packed = engine._packed[torch.bfloat16]
+    assert packed_layers(packed)
+    assert len(packed_layers(packed, PackedLinear)) == len(layers(backbone, nn.Linear))
+    assert not layers(packed, nn.Linear)
     assert (ours - wanted).norm() < 1.1 * (torchs - wanted).norm()
 
 

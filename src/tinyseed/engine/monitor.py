@@ -29,6 +29,7 @@ from tinyseed.evaluation.features import (
     find,
     folded,
     keep,
+    model_digest,
     view_batches,
 )
 from tinyseed.evaluation.health import effective_rank, neighbor_agreement
@@ -180,17 +181,23 @@ class Monitor:
         other.quarantine = quarantine
         return other
 
-    def measure(self, method: Method) -> Metrics:
+    def measure(self, method: Method, *, untrained: bool = False) -> Metrics:
         """k-NN, neighbor agreement, effective rank and the method's own metrics of the network as it is now.
 
         k-NN is in per cent, agreement and ratio are fractions. Nothing where too few images are held out.
+
+        Args:
+            method: holds the network.
+            untrained: whether it is as it was made, from its seed or from given weights: its features are then kept,
+                since other runs begin with the same network.
         """
         encoder = method.encoder
         if not self.possible:
             return {}
         images = len(self.data.held_out) + len(self.data.bank)
         with evaluating(encoder):
-            student = Network(folded(encoder, images), encoder.input)
+            known = f"{model_digest(encoder)}-untrained" if untrained else None
+            student = Network(folded(encoder, images), encoder.input, known)
             held_out = self._embed(student, self._held_out)
             accuracy = self._knn(student, held_out)
         metrics: Metrics = {} if accuracy is None else {"knn_top1": accuracy}
@@ -259,7 +266,9 @@ class Monitor:
     def _key(self, network: Network, images: Seen) -> BankKey:
         model = f"{network.digest}-{network.input}-{network.bands}-{self.data.reader}"
         chosen = f"{images.source.fingerprint}-{digest(images.positions)}"
-        return BankKey(model, chosen, network.input.size, self.runtime.precision)
+        # A CPU's last digits depend on the number of threads; a run has the same metrics whatever ran before it.
+        threads = f"-{torch.get_num_threads()}" if self.runtime.device.type == "cpu" else ""
+        return BankKey(model, chosen, network.input.size, f"{self.runtime.precision}{threads}")
 
     def _computed(self, network: Network, images: Seen) -> FeatureBank:
         """Features of these images; the views are kept if the student will see the same."""

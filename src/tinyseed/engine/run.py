@@ -223,7 +223,7 @@ class Run:
         if self.runtime.is_main and not self._evaluated:
             metrics: Metrics | None = None
             with self.clock.evaluations.counted(), suppress(Stopped), request.at_once():
-                metrics = self.monitor.measure(self.method)
+                metrics = self.monitor.measure(self.method, untrained=self.step == 0)
             if metrics is not None:
                 line = finite({"step": self.step, "epoch": self.epoch, **metrics})
                 self.folder.log(line)

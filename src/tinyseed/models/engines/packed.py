@@ -3,9 +3,12 @@
 torch's convolution on a CPU reorders its weights into oneDNN's blocked layout in every call, and under autocast also
 converts them to bfloat16 in every call, since it keeps converted weights only of parameters that are trained. A frozen
 network's weights can be converted and laid out once. A ReLU, and the addition of a residual before it, are then part
-of the convolution: one pass less over every map.
+of the convolution: one pass less over every map. Linear layers are packed in bfloat16 only: in float32 torch computes
+them by another library, with other bits.
 """
 
+import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,42 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from tinyseed.models.engines.packed_layers import PackedConvolution, PackedLinear
+
 _ADDITIONS = ("add", "iadd", "add_")
 _RELU_FUNCTIONS = (torch.relu, functional.relu)
-
-
-class PackedConvolution(nn.Module):
-    """A frozen 2D convolution in oneDNN's layout, optionally with what follows it.
-
-    Args:
-        layer: the convolution; padding by numbers, filled with zeros.
-        dtype: of its arithmetic: float32 or bfloat16.
-        shape: of its inputs, by which oneDNN chooses the layout. Other inputs work too.
-        relu: whether a ReLU follows.
-    """
-
-    def __init__(self, layer: nn.Conv2d, dtype: torch.dtype, shape: tuple[int, ...], *, relu: bool) -> None:
-        super().__init__()
-        assert not isinstance(layer.padding, str)
-        self.dtype = dtype
-        self.relu = relu
-        self.geometry = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
-        weight = layer.weight.detach().to(dtype).to_mkldnn()
-        # Not buffers: an opaque tensor can be neither copied to another layout nor saved.
-        reorder = torch._C._nn.mkldnn_reorder_conv2d_weight  # pyright: ignore[reportAttributeAccessIssue]
-        self.weight = reorder(weight, *self.geometry, list(shape))
-        self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
-
-    def forward(self, images: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The convolution [n, c, h, w], plus `residual` of the same shape, and the ReLU of that."""
-        images, relu = images.to(self.dtype), "relu" if self.relu else None
-        if residual is None:
-            return torch.ops.mkldnn._convolution_pointwise(
-                images, self.weight, self.bias, *self.geometry, relu or "none", [], ""
-            )
-        return torch.ops.mkldnn._convolution_pointwise.binary(
-            images, residual, self.weight, self.bias, *self.geometry, "add", 1.0, relu, [], ""
-        )
 
 
 def can_pack(images: Tensor) -> bool:
@@ -65,25 +36,64 @@ def pack(
     Where additions become part of convolutions in bfloat16, a residual is added before rounding, not after it: these
     outputs are a little more exact. All others have the same bits.
 
+    A network whose control flow depends on its data, as that of timm's transformers does, cannot be traced: in it only
+    the layers are replaced, each by itself.
+
     Args:
         network: frozen, in evaluation mode.
         images: normalized; the network's own outputs for them are returned.
-        dtype: of the convolutions' arithmetic; autocast has to be as it will be in the calls.
+        dtype: of the arithmetic; autocast has to be as it will be in the calls.
         usual: number of images in most calls, by which the layout is chosen; by default that of these.
 
     Raises:
-        Exception: of any kind, from torch.fx: the network's control flow depends on its data.
+        Exception: of any kind: a network may look at layers in ways that packed ones do not offer.
     """
-    graph = fx.GraphModule(network, fx.Tracer().trace(network))
+    try:
+        graph = fx.GraphModule(network, fx.Tracer().trace(network))
+    except Exception:  # noqa: BLE001  (control flow that depends on data can fail in any way)
+        return _with_packed_layers(network, images, dtype, usual or len(images))
     wanted = _Shapes(graph).run(images)
     _without_identities(graph)
     for node in list(graph.graph.nodes):
         if _is_packable(graph, node):
             _pack_node(graph, node, dtype, usual or len(images))
+        elif dtype == torch.bfloat16 and type(_module(graph, node)) is nn.Linear:
+            _pack_linear_node(graph, node, usual or len(images))
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     graph.recompile()
     return graph, wanted
+
+
+def _with_packed_layers(
+    network: nn.Module, images: Tensor, dtype: torch.dtype, count: int
+) -> tuple[nn.Module, Tensor]:
+    """A copy with packed layers in the place of its own, and the network's outputs. Other weights are shared."""
+    shapes = dict[nn.Module, tuple[int, ...]]()
+    hooks = [
+        part.register_forward_pre_hook(lambda module, given: shapes.update({module: tuple(given[0].shape)}))
+        for part in network.modules()
+        if _is_convolution(part) or type(part) is nn.Linear
+    ]
+    try:
+        wanted = network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    packed = copy.deepcopy(network, {id(each): each for each in (*network.parameters(), *network.buffers())})
+    for name, layer in list(network.named_modules()):
+        if (shape := shapes.get(layer)) is None:
+            continue
+        if isinstance(layer, nn.Conv2d):
+            packed.set_submodule(name, PackedConvolution(layer, dtype, (count, *shape[1:])))
+        elif isinstance(layer, nn.Linear) and dtype == torch.bfloat16:
+            packed.set_submodule(name, PackedLinear(layer, _rows(shape, count)))
+    return packed, wanted
+
+
+def _rows(shape: tuple[int, ...], count: int) -> int:
+    """Rows that a linear layer multiplies where there are `count` images, by the shape of its inputs."""
+    return count * math.prod(shape[1:-1])
 
 
 class _Shapes(fx.Interpreter):
@@ -108,15 +118,22 @@ def _without_identities(graph: fx.GraphModule) -> None:
 
 
 def _is_packable(graph: fx.GraphModule, node: fx.Node) -> bool:
+    return _is_convolution(_module(graph, node)) and len(node.args) == 1 and not node.kwargs
+
+
+def _is_convolution(layer: nn.Module | None) -> bool:
     """Exact types only: a subclass may compute something else, such as standardized weights."""
-    layer = _module(graph, node)
-    return (
-        type(layer) is nn.Conv2d
-        and not isinstance(layer.padding, str)
-        and layer.padding_mode == "zeros"
-        and len(node.args) == 1
-        and not node.kwargs
-    )
+    return type(layer) is nn.Conv2d and not isinstance(layer.padding, str) and layer.padding_mode == "zeros"
+
+
+def _pack_linear_node(graph: fx.GraphModule, node: fx.Node, count: int) -> None:
+    """Put a packed linear layer in the place of this one."""
+    layer, (given,) = _module(graph, node), node.args
+    assert isinstance(layer, nn.Linear)
+    assert isinstance(given, fx.Node)
+    name = f"packed_{node.name}"
+    graph.add_submodule(name, PackedLinear(layer, _rows(_shape(given), count)))
+    node.target = name
 
 
 def _pack_node(graph: fx.GraphModule, node: fx.Node, dtype: torch.dtype, count: int) -> None:
