@@ -29,7 +29,9 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -101,6 +103,9 @@ def main() -> None:
     parser.add_argument("--case", default="", help="only cases whose name contains this")
     parser.add_argument("--sides", default="", help="only sides whose name contains this, and tinyseed")
     parser.add_argument(
+        "--seeds", type=int, default=1, help="of the learning case; all but the first without turns"
+    )
+    parser.add_argument(
         "--lightly-learns", action="store_true", help="LightlyTrain takes part in the learning case"
     )
     parser.add_argument(
@@ -156,6 +161,8 @@ class Measurement:
         rows = self.rows(sides)
         if case.learns:
             learned(rows, sides, self)
+            for row in rows:
+                row["last_by_seed"] = [row["knn"][-1]["top1"], *self.other_seeds(row["side"])]
         show(case, rows)
         return {
             "case": case.name,
@@ -206,11 +213,12 @@ class Measurement:
         print(f"    {kind}, ms/image by workers ({said}): {best} taken", flush=True)
         return best
 
-    def side(self, name: str, workers: int | None = None, total: int | None = None) -> Side:
+    def side(self, name: str, workers: int | None = None, total: int | None = None, seed: int = 0) -> Side:
         """The command of a side."""
         kind, _, variant = name.partition(", ")
-        trial = workers is not None
-        out = self.folder / (name.replace(", ", "-") + (f"-trial-{workers}" if trial else ""))
+        trial, self.seed = workers is not None, seed
+        out = self.place(name, seed)
+        out = out.with_name(f"{out.name}-trial-{workers}") if trial else out
         count = self.workers[kind] if kind != "tinyseed" and not trial else workers or 0
         snapshots = self.case.learns and not trial
         command = {"authors": self.authors, "lightly": self.lightly, "tinyseed": self.ours}[kind](
@@ -229,6 +237,27 @@ class Measurement:
             total=total or steps,
         )
 
+    def other_seeds(self, name: str) -> Iterator[float]:
+        """The last epoch's k-NN of a side with other seeds; nobody else takes a turn meanwhile."""
+        for seed in range(1, self.given.seeds):
+            side = self.side(name, seed=seed)
+            with ended_at_exit([side]):
+                side.turn(side.total)
+                side.finish()
+            last = self.epochs, snapshot(self.place(name, seed), self.epochs), 0.0
+            (point,) = self.judge.curve(self.case.student, [last])
+            print(f"    {name}: seed {seed}, {point['top1']:.1f} %", flush=True)
+            yield point["top1"]
+
+    @cached_property
+    def judge(self) -> Judge:
+        """k-NN on the test photos."""
+        return Judge(clothing("train"), clothing("test"), self.case.size)
+
+    def place(self, name: str, seed: int = 0) -> Path:
+        """Where a side writes to."""
+        return self.folder / (name.replace(", ", "-") + (f"-seed-{seed}" if seed else ""))
+
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches of the training photos."""
@@ -238,7 +267,7 @@ class Measurement:
         """The restated published loop."""
         case = self.case
         numbers = {"size": case.size, "batch": case.batch, "queue": case.queue, "epochs": self.epochs}
-        numbers |= {"workers": workers, "seed": 0, "lr": LR}
+        numbers |= {"workers": workers, "seed": self.seed, "lr": LR}
         names = {"data": self.photos, "out": out, "teacher": self.teacher, "student": case.student}
         flags = [f"--{name}={value}" for name, value in (names | numbers).items()]
         flags += ["--tuned"] * (variant == "tuned") + ["--snapshots"] * snapshots
@@ -262,6 +291,8 @@ class Measurement:
             "epochs": self.epochs,
             "lr": LR,
             "schedule": "cosine-epoch",
+            "seed": self.seed,
+            "threads": torch.get_num_threads(),
             "precision": "32" if variant == "float32" else "auto",
         }
         if case.teacher == VIT:
@@ -292,10 +323,11 @@ class Measurement:
             "batch_size": case.batch,
             "epochs": self.epochs,
             "num_workers": workers,
+            "seed": self.seed,
             "accelerator": "cpu",
             "precision": "bf16-mixed" if variant == "bf16" else "32-true",
         }
-        flags = [f"--snapshots={self.folder}/lightly"] if snapshots else []
+        flags = [f"--snapshots={out}"] if snapshots else []
         return [str(self.given.lightly_python), str(HERE / "lightly_side.py"), json.dumps(arguments), *flags]
 
     def rows(self, sides: list[Side]) -> list[dict]:
@@ -336,6 +368,8 @@ def show(case: Case, rows: list[dict]) -> None:
             )
             reached = f"{row['seconds_to_target']:.0f} s" if row["seconds_to_target"] else "not reached"
             print(f"      {row['seconds']:.0f} s in all; k-NN by epoch {', '.join(points)}")
+            seeds = ", ".join(f"{top1:.1f}" for top1 in row["last_by_seed"])
+            print(f"      k-NN after the last epoch by seed: {seeds} %")
             print(f"      to 90 % of the teacher's, {row['target']:.1f} %: {reached}")
 
 
@@ -371,14 +405,13 @@ def teachers(case: Case, folder: Path) -> tuple[Path | str, Path | None]:
 def learned(rows: list[dict], sides: list[Side], measurement: "Measurement") -> None:
     """Add k-NN on the test photos by epoch, and the seconds to 90 % of the teacher's."""
     case, per_epoch = measurement.case, measurement.steps_per_epoch
-    judge = Judge(clothing("train"), clothing("test"), case.size)
-    target = 0.9 * judge.top1(load_model(CLOTHING_TEACHER).backbone)
+    target = 0.9 * measurement.judge.top1(load_model(CLOTHING_TEACHER).backbone)
     for row, side in zip(rows, sides, strict=True):
-        times, out = side.times(), measurement.folder / side.name.replace(", ", "-")
+        times, out = side.times(), measurement.place(side.name)
         epochs = [
             epoch for epoch in range(1, measurement.epochs + 1) if (measurement.epochs - epoch) % 2 == 0
         ]
-        curve = judge.curve(
+        curve = measurement.judge.curve(
             case.student, [(epoch, snapshot(out, epoch), times[epoch * per_epoch - 1]) for epoch in epochs]
         )
         row |= {"seconds": times[-1], "knn": curve, "target": target}

@@ -1,8 +1,9 @@
-"""How the cost of training grows: with batch, queue, dimension, image size and number of images.
+"""How the cost of training grows: with batch, queue, dimension, image size, number of images and students.
 
     python bench/scaling.py [--repeats 3] [--axis NAME]
 
 - batch, image size: milliseconds of the whole training step (ResNet-18 to MobileNetV3-small 0.5), without workers;
+- students: milliseconds of a step that trains this many settings of one student under one teacher;
 - queue, dimension: milliseconds of the loss with its gradient and the push into the queue, 128 images;
 - images: what an epoch costs beside its steps on a simulated source, which only has a length: the split at the start,
   the first batch's plan (the permutation) and all batches' plans, and the memory for it;
@@ -43,6 +44,7 @@ from tinyseed.objectives.seed import seed_loss
 
 BATCHES = (32, 64, 128, 256, 512)
 SIDES = (32, 64, 96, 128, 160, 224)
+STUDENTS = (1, 2, 4, 8)
 QUEUES = (1024, 4096, 16384, 65536, 262144)
 DIMS = (64, 128, 256, 512, 1024, 2048)
 IMAGES = (10_000, 100_000, 1_000_000, 10_000_000)
@@ -62,6 +64,7 @@ def main() -> None:
     axes: dict[str, Callable[[Path, int], dict]] = {
         "batch": by_batch,
         "image size": by_side,
+        "students": by_students,
         "queue": by_queue,
         "dimension": by_dimension,
         "images": by_images,
@@ -74,15 +77,8 @@ def main() -> None:
             if given.axis in name:
                 results[name] = measure(Path(folder), given.repeats)
                 show(name, results[name])
-    results["students"] = {"left out": _students()}
     if not given.axis:
         write_results("scaling", {"machine": machine(), "results": results})
-
-
-def _students() -> str:
-    if any(field.name == "students" for field in dataclasses.fields(SeedSettings)):
-        return "not measured here: distill takes several students, but this script does not know how yet"
-    return "distill takes one student in this version"
 
 
 def by_batch(folder: Path, repeats: int) -> dict:
@@ -99,11 +95,18 @@ def by_side(folder: Path, repeats: int) -> dict:
         return fitted("ms per step of 32", timed(works, repeats, 2))
 
 
-def whole_step(stack: ExitStack, folder: Path, *, batch: int, side: int) -> Work:
+def by_students(folder: Path, repeats: int) -> dict:
+    """The whole step at 64 px with several settings of a student."""
+    with ExitStack() as stack:
+        works = {count: whole_step(stack, folder, batch=128, side=64, students=count) for count in STUDENTS}
+        return fitted("ms per step", timed(works, repeats, 2))
+
+
+def whole_step(stack: ExitStack, folder: Path, *, batch: int, side: int, students: int = 1) -> Work:
     """A step of a training run; the run ends with the stack."""
     settings = SeedSettings(
         data=(str(clothing("train") if side == 64 else enlarged(folder / "large")),),
-        out=folder / f"run-{batch}-{side}",
+        out=folder / f"run-{batch}-{side}-{students}",
         teacher=str(CLOTHING_TEACHER),
         student="mobilenetv3_small_050",
         image_size=side,
@@ -112,11 +115,19 @@ def whole_step(stack: ExitStack, folder: Path, *, batch: int, side: int) -> Work
         validation_images=16,
         log_every=10**9,
     )
-    runs = stack.enter_context(open_runs({"": settings}, quiet=True))
-    (run,) = runs.all
+    several = {
+        str(number): settings.replaced(out=settings.out / str(number), student_temperature=0.2 + number / 100)
+        for number in range(students)
+    }
+    runs = stack.enter_context(open_runs(several, quiet=True))
     batches = runs.batches()
     stack.callback(batches.close)
-    return lambda: run.took(*train_step([run], batches))
+
+    def step() -> None:
+        for run, outputs in zip(runs.all, train_step(runs.all, batches), strict=True):
+            run.took(outputs)
+
+    return step
 
 
 def by_queue(folder: Path, repeats: int) -> dict:

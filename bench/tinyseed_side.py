@@ -25,19 +25,16 @@ def main() -> None:
     parser.add_argument("--snapshots", action="store_true")
     given = parser.parse_args()
     fields = json.loads(given.settings)
-    settings = SeedSettings(
-        **(fields | cache(fields) | {"data": tuple(fields["data"]), "out": Path(fields["out"])} | held_out(fields))
-    )
+    settings = SeedSettings(**{name: as_setting(name, value) for name, value in fields.items()})
     report_steps(fill=given.fill, snapshots=given.snapshots)
     loop.train(settings, quiet=True)
 
 
-def cache(fields: dict) -> dict:
-    return {"cache": Path(fields["cache"])} if "cache" in fields else {}
-
-
-def held_out(fields: dict) -> dict:
-    return {"val_data": tuple(fields["val_data"])} if "val_data" in fields else {}
+def as_setting(name: str, value: object) -> object:
+    """A value of JSON as the settings have it."""
+    if isinstance(value, list):
+        return tuple(value)
+    return Path(str(value)) if name in ("out", "cache") else value
 
 
 def report_steps(*, fill: bool, snapshots: bool) -> None:
