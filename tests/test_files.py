@@ -9,7 +9,7 @@ import pytest
 
 from tinyseed.data.sources import open_source
 from tinyseed.errors import RunError
-from tinyseed.files import cache_folder, digest, replacing
+from tinyseed.files import cache_folder, digest, read_json, replacing, write_json
 
 
 def test_places(tmp_path, monkeypatch):
@@ -65,3 +65,18 @@ def test_digest_keeps_parts_apart():
     assert digest(np.arange(3)) == digest(np.arange(3).tobytes())
     assert digest(1) == digest("1")
     assert len(digest()) == 24
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "{", "[1]", "[" * 100_000, '{"a": "\ud800"}'.encode("utf-8", "surrogatepass")]
+)
+def test_a_file_that_holds_no_object_counts_as_absent(tmp_path, text):
+    path = tmp_path / "known.json"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert read_json(path) is None
+
+
+def test_an_object_comes_back_as_it_was_written(tmp_path):
+    write_json(tmp_path / "known.json", {"a": [1, None]})
+    assert read_json(tmp_path / "known.json") == {"a": [1, None]}

@@ -1,6 +1,5 @@
 """`tinyseed cache`: what is kept on disk between runs, and how to free it."""
 
-import json
 import os
 import shutil
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tinyseed.errors import MISSING, InputError, first_line
-from tinyseed.files import cache_folder
+from tinyseed.files import cache_folder, read_json
 from tinyseed.locks import USED, is_used
 from tinyseed.settings.base import Range, Settings
 from tinyseed.text import size_text
@@ -196,8 +195,8 @@ def _entry(path: Path, name: str, kind: str) -> Entry:
 
 def _of(path: Path) -> str:
     """What an entry is made from, where it says so."""
-    with suppress(OSError, ValueError, AttributeError, TypeError):
-        content = json.loads((path / _ABOUT).read_text(encoding="utf-8"))
+    content = read_json(path / _ABOUT) or {}
+    with suppress(KeyError, TypeError):
         names = content["names"]
         return f"{names['teacher']} on {names['data']}" if "teacher" in content["key"] else str(names["data"])
     return ""

@@ -124,6 +124,15 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json_text(content, indent=2) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What a file holds that one of us wrote earlier; None if it is absent, damaged or not a JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def json_text(content: object, indent: int | None = None) -> str:
     r"""JSON without secrets of URLs; what cannot be seen is escaped, and a number that is not finite is null.
 

@@ -5,7 +5,6 @@ outputs, but never its weights.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from functools import cache
@@ -19,7 +18,7 @@ from tinyseed.checkpoints.huggingface import PREFIX
 from tinyseed.checkpoints.load import load_teacher, path_of
 from tinyseed.checkpoints.remote import is_url, local_file
 from tinyseed.errors import RunError, argument
-from tinyseed.files import cache_folder, digest, write_json
+from tinyseed.files import cache_folder, digest, read_json, write_json
 from tinyseed.models.contract import InputContract
 from tinyseed.models.encoder import Encoder
 from tinyseed.models.spec import RANDOM, ModelSpec
@@ -128,8 +127,8 @@ def known_teacher(spec: ModelSpec) -> Teacher:
         return teacher
 
     try:
-        return DeferredTeacher(json.loads(path.read_text(encoding="utf-8")), load)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return DeferredTeacher(read_json(path) or {}, load)
+    except (ValueError, KeyError, TypeError, AttributeError):
         return load()
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Bool, Int64, Shaped
 
 from tinyseed.errors import InputError, RunError, first_line
-from tinyseed.files import is_unfinished, reason, write_json
+from tinyseed.files import is_unfinished, read_json, reason, write_json
 from tinyseed.locks import USED, Use, alone, in_use
 
 FORMAT = 1
@@ -213,8 +213,8 @@ class Store:
 
     def find(self, name: str) -> ShardedArray | None:
         """The array of this name, if there is one."""
+        known = read_json(self.folder / name / "array.json") or {}
         try:
-            known = json.loads((self.folder / name / "array.json").read_text(encoding="utf-8"))
             shape = tuple(int(length) for length in known["shape"])
             found = ShardedArray(self.folder / name, shape, np.dtype(str(known["dtype"])))
         except (OSError, ValueError, KeyError, TypeError):
@@ -261,11 +261,8 @@ def open_store(
 
 def read_about(folder: Path) -> dict[str, Any] | None:
     """What a store says of itself; None if it cannot be read."""
-    try:
-        content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) and isinstance(content.get("key"), dict) else None
+    content = read_json(folder / ABOUT)
+    return content if content is not None and isinstance(content.get("key"), dict) else None
 
 
 def _as_read(key: Mapping[str, Any]) -> dict[str, Any]:

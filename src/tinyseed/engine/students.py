@@ -4,15 +4,13 @@ The index, runs.json, says in what the runs differ and how far each is. Each fol
 resumed, evaluated and moved by itself.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from tinyseed.engine.run import Run
 from tinyseed.engine.run_folder import Metrics, RunFolder
 from tinyseed.errors import InputError, RunError
-from tinyseed.files import is_unfinished, write_json
+from tinyseed.files import is_unfinished, read_json, write_json
 from tinyseed.locks import LOCK
 from tinyseed.methods.catalog import spec_of
 from tinyseed.settings.train import TrainSettings
@@ -69,7 +67,7 @@ class Index:
         for name, of_run in self.settings.items():
             folder = RunFolder(of_run.out)
             if of_run.resume and folder.summary.exists() and not folder.missing(spec_of(of_run).model_file):
-                found[name] = _read(folder.summary)
+                found[name] = read_json(folder.summary) or {}
         if len(found) == len(self.settings):
             remedy = "these runs are finished; give another `out` to train again"
             raise InputError(self.out, remedy, argument="resume")
@@ -87,7 +85,7 @@ class Index:
         """
         entries = {entry.get("name"): entry for entry in self._before()}
         for name, of_run in self.settings.items():
-            metrics = _read(RunFolder(of_run.out).summary)
+            metrics = read_json(RunFolder(of_run.out).summary) or {}
             entries[name] = {
                 "name": name,
                 "settings": self._own(of_run),
@@ -109,17 +107,8 @@ class Index:
 
     def _before(self) -> list[dict[str, Any]]:
         """The entries of an earlier part of the runs."""
-        entries = _read(self._path).get("runs")
+        entries = (read_json(self._path) or {}).get("runs")
         return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _cell(metrics: Metrics, name: str, write: Callable[[float], str]) -> str:

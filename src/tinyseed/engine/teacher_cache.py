@@ -18,7 +18,7 @@ from tinyseed.data.shards import ShardedArray, Store, open_store
 from tinyseed.engine.data import RunData
 from tinyseed.engine.runtime import Runtime
 from tinyseed.errors import InputError, RunError, argument
-from tinyseed.files import cache_folder, digest, write_json
+from tinyseed.files import cache_folder, digest, read_json, write_json
 from tinyseed.methods.cached import CachedTargets
 from tinyseed.methods.distillation import teacher_bands
 from tinyseed.models.teacher import Teacher
@@ -220,17 +220,14 @@ class _Forecast:
 
 def _known_speed(origin: _Origin) -> float | None:
     """Images per second of this teacher on this kind of device, if an earlier run has measured it."""
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        return float(json.loads(origin.speed_at.read_text(encoding="utf-8"))[origin.speed_name]) or None
-    return None
+    known = (read_json(origin.speed_at) or {}).get(origin.speed_name)
+    return float(known) if isinstance(known, int | float) and known > 0 else None
 
 
 def _note_speed(origin: _Origin, targets: CachedTargets) -> None:
     speed = targets.speed.images_per_s
     if speed is None or targets.speed.timed < _FEWEST_TIMED:
         return
-    known: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        known = json.loads(origin.speed_at.read_text(encoding="utf-8"))
-    with suppress(RunError, TypeError):
+    known = read_json(origin.speed_at) or {}
+    with suppress(RunError):
         write_json(origin.speed_at, known | {origin.speed_name: round(speed, 2)})

@@ -292,8 +292,8 @@ class DistillSettings(TrainSettings):
     """Largest changes of brightness, contrast, saturation and hue. By default those of the augmentation."""
     cache_views: int | None = None
     """Keep the teacher's vectors of this many random views of each image on disk: they are computed in the first epochs
-    and read from then on, also by later runs with other students, loss settings or seeds. By default views never
-    repeat, and nothing is kept."""
+    and read from then on, also by later runs with other students, loss settings or seeds; 8 is a good number (what
+    fewer cost: docs/performance.md). By default views never repeat, and nothing is kept."""
     cache: Path | None = None
     """Folder to keep them in. By default one for these images, views and teacher in the cache folder (see `tinyseed
     cache`)."""
