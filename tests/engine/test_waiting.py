@@ -22,6 +22,7 @@ from tinyseed.engine.runs import open_runs
 from tinyseed.engine.train import train_step
 from tinyseed.methods.moco import MoCoSettings
 from tinyseed.methods.seed import SeedSettings
+from tinyseed.methods.seed_moco import SeedMoCoSettings
 from tinyseed.methods.simclr import SimCLRSettings
 from tinyseed.methods.swav import SwAVSettings
 
@@ -87,6 +88,12 @@ TEACHER = {"teacher": "resnet10t", "teacher_weights": "random", "student": "resn
 CHANNELS = {"teacher_bands": (3, 2, 1), "teacher_image_size": 64}
 RUNS = {
     "seed": (SeedSettings, TEACHER | CHANNELS | {"queue_size": 16, "accumulate": 2, "precision": "bf16"}),
+    "patch-affinity": (
+        SeedSettings,
+        TEACHER
+        | {"queue_size": 16, "image_size": 64, "teacher_image_size": 96, "patch_affinity_weight": 0.5},
+    ),
+    "seed-moco": (SeedMoCoSettings, TEACHER | CHANNELS | {"queue_size": 16, "accumulate": 2}),
     "moco-v2": (MoCoSettings, NETWORK | {"queue_size": 16}),
     "simclr": (SimCLRSettings, NETWORK | {"optimizer": "lars"}),
     "swav": (SwAVSettings, NETWORK | {"prototypes": 8, "queue_size": 16, "queue_start_epoch": 0}),

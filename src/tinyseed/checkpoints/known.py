@@ -27,7 +27,7 @@ from tinyseed.models.teacher import Teacher
 from tinyseed.settings.train import TeacherOutput
 from tinyseed.shapes import Features, Images
 
-FORMAT = 1
+FORMAT = 2
 """Counts up whenever something else is known of a teacher."""
 
 FOLDER = "teachers"

@@ -266,8 +266,9 @@ def kept_for(methods: Sequence[Method], shared: Shared) -> Iterator[Kept | None]
     if teacher is None or not isinstance(settings, DistillSettings):
         yield None
         return
-    views = seen_by(methods, settings)
-    with opened(settings, shared.runtime, shared.data, teacher, views) as kept:
+    views, first = seen_by(methods, settings), methods[0]
+    taught = first.taught(views) if isinstance(first, Distillation) else views
+    with opened(settings, shared.runtime, shared.data, teacher, views, taught=taught) as kept:
         for method in methods:
             if kept is not None and isinstance(method, Distillation):
                 method.targets = kept.targets

@@ -80,6 +80,12 @@ class CachedTargets(FreshTargets):
         why = self._failed or next((array.stopped for array in self._arrays.values() if array.stopped), "")
         return why and f"no more of the teacher's vectors are kept in {self.store.folder}: {why}"
 
+    def together(
+        self, views: Views, place: int, outputs: tuple[TeacherOutput, ...]
+    ) -> dict[TeacherOutput, Tensor]:
+        """Several outputs for one view of each image, each as it is kept."""
+        return {output: self.of(views, place, output) for output in outputs}
+
     def _asked(
         self, views: Views, place: int, output: TeacherOutput
     ) -> dict[tuple[int, TeacherOutput], Tensor]:

@@ -4,12 +4,14 @@ from tinyseed.errors import InputError
 from tinyseed.methods.base import MethodSpec
 from tinyseed.methods.moco import MOCO_V1, MOCO_V2
 from tinyseed.methods.seed import SEED
+from tinyseed.methods.seed_moco import SEED_MOCO
 from tinyseed.methods.simclr import SIMCLR
 from tinyseed.methods.swav import SWAV
 from tinyseed.settings.train import TrainSettings
 
 METHODS: tuple[MethodSpec, ...] = (
     SEED,
+    SEED_MOCO,
     MOCO_V1,
     MOCO_V2,
     SIMCLR,

@@ -37,6 +37,10 @@ class Distillation(Method):
         """A random view at the higher of the two networks' resolutions."""
         return View(settings, max(image_size, self._teacher.input.size))
 
+    def taught(self, views: tuple[View, ...]) -> tuple[View, ...]:
+        """Those of the method's views that the teacher sees: the first ones; by default all."""
+        return views
+
     def to(self, device: "torch.device") -> None:
         """Move the method's own state and the teacher to a device."""
         super().to(device)

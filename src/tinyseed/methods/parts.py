@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from tinyseed.models import contract as contract
     from tinyseed.models import depthwise as depthwise
     from tinyseed.models import encoder as encoder
+    from tinyseed.models import heads as heads
+    from tinyseed.models import patches as patches
     from tinyseed.models import prototypes as prototypes
     from tinyseed.models import teacher as teacher
+    from tinyseed.objectives import affinity as affinity
     from tinyseed.objectives import cluster as cluster
     from tinyseed.objectives import contrast as contrast
     from tinyseed.objectives import queue as queues
@@ -25,9 +28,10 @@ else:
     torch, functional, shapes, render = lazy(
         "torch", "torch.nn.functional", "tinyseed.shapes", "tinyseed.data.render"
     )
-    models = ("backbones", "checkpointing", "contract", "depthwise", "encoder", "prototypes", "teacher")
-    backbones, checkpointing, contract, depthwise, encoder, prototypes, teacher = lazy(
+    models = ("backbones", "checkpointing", "contract", "depthwise", "encoder", "heads", "patches")
+    backbones, checkpointing, contract, depthwise, encoder, heads, patches = lazy(
         *(f"tinyseed.models.{name}" for name in models)
     )
-    objectives = ("cluster", "contrast", "queue", "seed")
-    cluster, contrast, queues, seed = lazy(*(f"tinyseed.objectives.{name}" for name in objectives))
+    prototypes, teacher = lazy("tinyseed.models.prototypes", "tinyseed.models.teacher")
+    objectives = ("affinity", "cluster", "contrast", "queue", "seed")
+    affinity, cluster, contrast, queues, seed = lazy(*(f"tinyseed.objectives.{name}" for name in objectives))

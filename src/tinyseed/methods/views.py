@@ -77,6 +77,12 @@ class Targets(Protocol):
         """Another output of the teacher for the same view: its features [n, f], or its patches [n, p, f]."""
         ...
 
+    def together(
+        self, views: Views, place: int, outputs: tuple[TeacherOutput, ...]
+    ) -> "dict[TeacherOutput, torch.Tensor]":
+        """Several outputs for one view, in one pass; the last digits may differ from those of one output alone."""
+        ...
+
 
 class FreshTargets:
     """Targets that the teacher computes, once for all students that look at the same views.
@@ -100,6 +106,20 @@ class FreshTargets:
         if (place, output) not in given:
             given |= self._asked(views, place, output)
         return given[place, output]
+
+    def together(
+        self, views: Views, place: int, outputs: tuple[TeacherOutput, ...]
+    ) -> "dict[TeacherOutput, torch.Tensor]":
+        """Several outputs for one view of each image, in one pass.
+
+        They are kept apart from those of one output: another engine may compute these, to other last digits.
+        """
+        given = views.given.setdefault((self, outputs), {})
+        if (place, outputs[0]) not in given:
+            seen = views.seen(place, self.teacher.input, self.bands)
+            made = self.teacher.outputs(seen, outputs)
+            given |= {(place, output): value for output, value in made.items()}
+        return {output: given[place, output] for output in outputs}
 
     def _asked(
         self, views: Views, place: int, output: TeacherOutput

@@ -211,8 +211,7 @@ class Encoder(nn.Module):
 
     def head(self, features: Features) -> Embeddings:
         """Embeddings of the backbone's outputs, as `forward` gives them."""
-        rows = features if self.projector is None else self.projector(features)
-        return functional.normalize(at_least_float32(rows), dim=1, eps=_SMALLEST_NORM)
+        return unit_rows(features if self.projector is None else self.projector(features))
 
 
 def embedding_as_features(encoder: Encoder) -> Encoder:
@@ -220,6 +219,11 @@ def embedding_as_features(encoder: Encoder) -> Encoder:
     whole = Backbone(encoder, encoder.backbone.build, encoder.input, encoder.dim)
     whole.training = encoder.training
     return Encoder(whole)
+
+
+def unit_rows(rows: Embeddings) -> Embeddings:
+    """Rows brought to unit length, at least in float32."""
+    return functional.normalize(at_least_float32(rows), dim=1, eps=_SMALLEST_NORM)
 
 
 def at_least_float32(rows: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ or state, and no call to train() reaches its batch norm.
 
 import copy
 from collections.abc import Collection
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tinyseed.errors import InputError
 from tinyseed.files import digest
@@ -19,6 +19,7 @@ from tinyseed.models.encoder import Encoder, at_least_float32, freeze
 from tinyseed.models.engines.base import Engine
 from tinyseed.models.engines.plain import TorchEngine
 from tinyseed.models.folding import fold_batch_norm
+from tinyseed.models.patches import features_and_patches, gives_patches
 from tinyseed.settings.train import TeacherOutput
 from tinyseed.shapes import Embeddings, Features, Images, Patches
 
@@ -50,11 +51,9 @@ class Teacher:
         self.width = encoder.width
         self.parameters_count = sum(parameter.numel() for parameter in encoder.backbone.parameters())
         self.architecture = encoder.backbone.name
-        has_maps = all(
-            hasattr(encoder.backbone.network, name) for name in ("forward_features", "forward_head")
-        )
+        has_patches = gives_patches(encoder.backbone.network)
         self.gives: tuple[TeacherOutput, ...] = (
-            ("rows", "features", "patches") if has_maps else ("rows", "features")
+            ("rows", "features", "patches") if has_patches else ("rows", "features")
         )
         self.digest = weights_digest(encoder.state_dict())
         self.engine = "torch"
@@ -94,10 +93,8 @@ class Teacher:
         self.require(wanted)
         encoder, given = self._network(), dict[TeacherOutput, Tensor]()
         if "patches" in wanted:
-            network = encoder.backbone.network
-            maps = network.forward_features(images)  # pyright: ignore[reportCallIssue]  (`gives` has looked)
-            given["patches"] = _as_patches(maps, network).float()
-            features = network.forward_head(maps)  # pyright: ignore[reportCallIssue]
+            features, patches = features_and_patches(encoder.backbone.network, images)
+            given["patches"] = patches.float()
         else:
             features = self._compute(images)
         if "features" in wanted:
@@ -148,15 +145,6 @@ class Teacher:
         """Lay the weights out for images in channels-last memory; returns the same teacher."""
         self._network().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return self
-
-
-def _as_patches(maps: Tensor, network: nn.Module) -> Tensor:
-    """Tokens without those that stand for no patch, or the places of a map row by row."""
-    if maps.ndim == 3:
-        return maps[:, cast(int, getattr(network, "num_prefix_tokens", 0)) :]
-    if str(getattr(network, "output_fmt", "NCHW")) == "NHWC":
-        return maps.flatten(1, 2)
-    return maps.flatten(2).transpose(1, 2)
 
 
 def _frozen(encoder: Encoder) -> Encoder:
