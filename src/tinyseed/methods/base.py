@@ -178,13 +178,15 @@ class Setup:
             remedy = f"{settings.network} has no blocks that could be computed again; leave it out"
             raise InputError("given", remedy, argument="checkpoint_activations")
         hidden = None if settings.projector_hidden == "auto" else settings.projector_hidden
+        layers = None if settings.projector_layers == "auto" else settings.projector_layers
+        shape = (settings.projector, backbone.width, dim, hidden)
         with torch.device("meta"):
-            head = encoder.build_projector(settings.projector, backbone.width, dim, hidden)
+            head = encoder.build_projector(*shape, layers=layers)
         if head is not None:
             numbers = sum(parameter.numel() for parameter in head.parameters())
             given = (dim, "dim") if hidden is None else (hidden, "projector_hidden")
             require_memory(12 * numbers, *given)  # weights, gradients and momenta, in float32
-        head = encoder.build_projector(settings.projector, backbone.width, dim, hidden, seed=settings.seed)
+        head = encoder.build_projector(*shape, layers=layers, seed=settings.seed)
         expected = replace(
             backbone.input,
             mean=settings.channel_mean or render.IMAGENET_MEAN,
