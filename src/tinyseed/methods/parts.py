@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from tinyseed.models import prototypes as prototypes
     from tinyseed.models import teacher as teacher
     from tinyseed.objectives import cluster as cluster
+    from tinyseed.objectives import compress as compress
     from tinyseed.objectives import contrast as contrast
     from tinyseed.objectives import queue as queues
+    from tinyseed.objectives import regression as regression
     from tinyseed.objectives import seed as seed
 else:
     torch, functional, shapes, render = lazy(
@@ -29,5 +31,7 @@ else:
     backbones, checkpointing, contract, depthwise, encoder, prototypes, teacher = lazy(
         *(f"tinyseed.models.{name}" for name in models)
     )
-    objectives = ("cluster", "contrast", "queue", "seed")
-    cluster, contrast, queues, seed = lazy(*(f"tinyseed.objectives.{name}" for name in objectives))
+    objectives = ("cluster", "compress", "contrast", "queue", "regression", "seed")
+    cluster, compress, contrast, queues, regression, seed = lazy(
+        *(f"tinyseed.objectives.{name}" for name in objectives)
+    )
