@@ -6,7 +6,7 @@ is and where it comes from. Its name is the function's name with hyphens. Settin
 
 import ast
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -63,6 +63,57 @@ def seed_imagenet_simclr() -> Settings:
     Differs: views are converted to grayscale after the jitter, not before.
     """
     return seed_imagenet() | {"augmentation": "moco-v1", "blur_probability": 0.0}
+
+
+def simreg() -> Settings:
+    """SimReg on ImageNet, 130 epochs: a head of four layers, the teacher's backbone features as its target.
+
+    Source: Navaneet et al., SimReg, BMVC 2021 (arXiv 2201.05131), and run.sh and main.py of its published code.
+    Differs: all hidden layers are as wide as the backbone's features, with batch norm and ReLU behind each; in the
+    published code the first and the third are twice as wide, and the second has neither. A fifth of the views is
+    converted to grayscale; there they are cropped and mirrored only.
+    """
+    return {
+        "epochs": 130,
+        "batch_size": 256,
+        "image_size": 224,
+        "loss": "l2",
+        "teacher_output": "backbone",
+        "projector": "mlp-bn",
+        "projector_layers": 4,
+        "color_jitter": (0.0, 0.0, 0.0, 0.0),
+        "blur_probability": 0.0,
+        "warmup_epochs": 0.0,
+        **_sgd(lr=0.05, weight_decay=1e-4),
+        "schedule": "cosine-epoch",
+    }
+
+
+def compress_imagenet() -> Settings:
+    """CompRess-2q on ImageNet, 130 epochs: the student's features against a queue of its own, of 128,000 images.
+
+    Source: Abbasi Koohpayegani et al., CompRess, NeurIPS 2020 (arXiv 2010.14713), and train_student.py of its published
+    code.
+    Differs: the student's queue is filled without a momentum encoder. The learning rate is divided by ten at 60 % and
+    80 % of the run, there by five after epochs 90 and 120. A fifth of the views is converted to grayscale; there they
+    are cropped and mirrored only.
+    """
+    return {
+        "epochs": 130,
+        "batch_size": 256,
+        "image_size": 224,
+        "queue_size": 128_000,
+        "student_temperature": 0.04,
+        "teacher_temperature": 0.04,
+        "teacher_output": "backbone",
+        "projector": "none",
+        "crop_scale": (0.08, 1.0),
+        "color_jitter": (0.0, 0.0, 0.0, 0.0),
+        "blur_probability": 0.0,
+        "warmup_epochs": 0.0,
+        **_sgd(lr=0.01, weight_decay=1e-4),
+        "schedule": "step",
+    }
 
 
 def seed_knn() -> Settings:
@@ -398,6 +449,8 @@ _RECIPES = (
     Recipe("distill", seed_imagenet_swav),
     Recipe("distill", seed_imagenet_simclr),
     Recipe("distill", seed_cifar),
+    Recipe("distill --method regress", simreg),
+    Recipe("distill --method compress", compress_imagenet),
     Recipe("pretrain moco-v1", moco_v1_imagenet),
     Recipe("pretrain moco-v1", moco_v1_cifar),
     Recipe("pretrain moco-v2", moco_v2_imagenet),
@@ -438,6 +491,24 @@ def settings_of(name: str, command: str) -> Settings:
     return recipe.settings()
 
 
+def recipe_for(name: str | None, commands: Sequence[str]) -> Settings:
+    """The settings of a recipe; none where none is named.
+
+    Args:
+        name: of the recipe.
+        commands: of the run; several methods of `tinyseed distill` have several.
+
+    Raises:
+        InputError: as `settings_of`, or there are several commands.
+    """
+    if name is None:
+        return {}
+    if len(commands) > 1:
+        remedy = "is for one method; give one `method`, or the settings themselves"
+        raise InputError(name, remedy, argument="recipe")
+    return settings_of(name, commands[0])
+
+
 def listing() -> str:
     """All recipes: name, command, one line about it and its source."""
     blocks = [
@@ -467,7 +538,7 @@ def _others(recipe: Recipe, settings: Settings) -> str:
     """The flags that a recipe leaves to the user, with examples."""
     if recipe.command.startswith("evaluate "):
         return "--model runs/small --train-data train/ --test-data test/"
-    if recipe.command == "distill":
+    if recipe.command.startswith("distill"):
         networks = "--teacher runs/teacher --student resnet18"
     else:
         networks = f"--backbone {'resnet18' if settings['image_size'] < 64 else 'resnet50'}"

@@ -11,7 +11,7 @@ from tinyseed.checkpoints.load import load_teacher
 from tinyseed.data.render import IMAGENET_MEAN, IMAGENET_STD
 from tinyseed.data.render import normalize as normalized
 from tinyseed.methods.base import Method, Setup
-from tinyseed.methods.seed_moco import DIM, SeedMoCo, SeedMoCoSettings, build
+from tinyseed.methods.seed_moco import DIM, SeedMoCo, SeedMoCoSettings
 from tinyseed.objectives.queue import Queue
 
 REQUIRED = {"data": (), "out": Path(), "teacher": "resnet10t", "student": "resnet10t"}
@@ -24,7 +24,7 @@ def method(**changes) -> SeedMoCo:
     settings = SeedMoCoSettings(
         **REQUIRED, **({"queue_size": 16, "image_size": 32, "encoder_momentum": 0.9} | changes)
     )
-    made = build(Setup(settings, teacher))
+    made = SeedMoCo(Setup(settings, teacher))
     generator = torch.Generator().manual_seed(0)
     made.queue.push(normalize(torch.randn(11, teacher.dim, generator=generator), dim=1))
     made.contrast.queue.push(normalize(torch.randn(9, DIM, generator=generator), dim=1))

@@ -374,7 +374,8 @@ def introduce(
     """Say what is trained, and on what."""
     first = next(iter(settings.values()))
     networks = first.networks if len(settings) == 1 else f"{len(settings)} runs, {', '.join(settings)}"
-    progress.say(f"{spec_of(first).label}: {networks}")
+    methods = dict.fromkeys(spec_of(of_run).label for of_run in settings.values())
+    progress.say(f"{', '.join(methods)}: {networks}")
     for note in (*shared.data.notes, *notes):
         progress.say(note)
     progress.begin("step")

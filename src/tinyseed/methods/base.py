@@ -178,13 +178,15 @@ class Setup:
             remedy = f"{settings.network} has no blocks that could be computed again; leave it out"
             raise InputError("given", remedy, argument="checkpoint_activations")
         hidden = None if settings.projector_hidden == "auto" else settings.projector_hidden
+        layers = None if settings.projector_layers == "auto" else settings.projector_layers
+        shape = (settings.projector, backbone.width, dim, hidden)
         with torch.device("meta"):
-            head = encoder.build_projector(settings.projector, backbone.width, dim, hidden)
+            head = encoder.build_projector(*shape, layers=layers)
         if head is not None:
             numbers = sum(parameter.numel() for parameter in head.parameters())
             given = (dim, "dim") if hidden is None else (hidden, "projector_hidden")
             require_memory(12 * numbers, *given)  # weights, gradients and momenta, in float32
-        head = encoder.build_projector(settings.projector, backbone.width, dim, hidden, seed=settings.seed)
+        head = encoder.build_projector(*shape, layers=layers, seed=settings.seed)
         expected = replace(
             backbone.input,
             mean=settings.channel_mean or render.IMAGENET_MEAN,
@@ -211,7 +213,7 @@ class MethodSpec:
     """Everything that the rest of tinyseed knows about a method.
 
     Attributes:
-        name: as in `tinyseed pretrain NAME`.
+        name: as in `tinyseed pretrain NAME` and `tinyseed distill --method NAME`.
         label: its name in the field's spelling.
         about: one line for the help.
         settings: its settings, a subclass of `DistillSettings` (it then has a teacher) or `PretrainSettings`.
@@ -221,6 +223,7 @@ class MethodSpec:
         sync_batch_norm: whether batch norms take their statistics over all GPUs.
         collapse_hint: what has helped where its features collapsed; ends a sentence "… may help".
         loss_note: how to read its loss curve.
+        default: whether `tinyseed distill` without a method's name runs it.
     """
 
     name: str
@@ -233,6 +236,7 @@ class MethodSpec:
     sync_batch_norm: bool = False
     collapse_hint: str = "A lower `lr`, a larger `batch_size` or another temperature"
     loss_note: str = "The loss does not tell whether the features are good."
+    default: bool = False
 
     @property
     def has_teacher(self) -> bool:
@@ -241,8 +245,10 @@ class MethodSpec:
 
     @property
     def command(self) -> str:
-        """The verb of the command line that runs it, as config.json names it."""
-        return "distill" if self.has_teacher else f"pretrain {self.name}"
+        """The command line that runs it, as config.json names it: each method has its own."""
+        if not self.has_teacher:
+            return f"pretrain {self.name}"
+        return "distill" if self.default else f"distill --method {self.name}"
 
     @property
     def model_file(self) -> str:

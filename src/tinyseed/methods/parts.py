@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from tinyseed.models import teacher as teacher
     from tinyseed.objectives import affinity as affinity
     from tinyseed.objectives import cluster as cluster
+    from tinyseed.objectives import compress as compress
     from tinyseed.objectives import contrast as contrast
     from tinyseed.objectives import queue as queues
+    from tinyseed.objectives import regression as regression
     from tinyseed.objectives import seed as seed
 else:
     torch, functional, shapes, render = lazy(
@@ -33,5 +35,7 @@ else:
         *(f"tinyseed.models.{name}" for name in models)
     )
     prototypes, teacher = lazy("tinyseed.models.prototypes", "tinyseed.models.teacher")
-    objectives = ("affinity", "cluster", "contrast", "queue", "seed")
-    affinity, cluster, contrast, queues, seed = lazy(*(f"tinyseed.objectives.{name}" for name in objectives))
+    objectives = ("affinity", "cluster", "compress", "contrast", "queue", "regression", "seed")
+    affinity, cluster, compress, contrast, queues, regression, seed = lazy(
+        *(f"tinyseed.objectives.{name}" for name in objectives)
+    )

@@ -199,4 +199,5 @@ SEED = MethodSpec(
     build=build,
     collapse_hint="A lower `lr`, a larger `queue_size` or another temperature",
     loss_note="The loss rises while the queue fills, and does not tell whether the features are good.",
+    default=True,
 )

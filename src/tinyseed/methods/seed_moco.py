@@ -14,26 +14,22 @@ import numpy as np
 
 from tinyseed.data.addressed import uniforms
 from tinyseed.data.augmentation import View
-from tinyseed.memory import require_memory
-from tinyseed.methods.base import Forward, Group, MethodSpec, Setup, StepOutput
-from tinyseed.methods.distillation import Distillation, augmentation, teacher_bands
+from tinyseed.methods.base import Forward, MethodSpec, Setup, StepOutput
 from tinyseed.methods.momentum_contrast import MomentumContrast
-from tinyseed.methods.parts import encoder, heads, queues, shapes, teacher, torch
+from tinyseed.methods.one_view import OneViewAndQueue, QueueSettings
+from tinyseed.methods.parts import encoder, heads, shapes, torch
 from tinyseed.methods.parts import seed as objective
-from tinyseed.methods.views import Targets, Views
-from tinyseed.settings.base import LARGEST, QUEUE_SIZES, Range
-from tinyseed.settings.train import DistillSettings, TrainSettings
+from tinyseed.methods.views import Views
+from tinyseed.settings.base import LARGEST, Range
 
 DIM = 128
 """Dimension of MoCo's embedding."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeedMoCoSettings(DistillSettings):
-    """`tinyseed distill --method seed-moco`; the defaults are those of both papers."""
+class SeedMoCoSettings(QueueSettings):
+    """`tinyseed distill --method seed-moco`; the defaults are those of both papers. Both queues are of one size."""
 
-    queue_size: int | Literal["auto"] = "auto"
-    """Rows in each of the two queues; auto: the largest power of two up to half the data set, at most 65,536."""
     student_temperature: float = 0.2
     """Temperature of the student's similarities to the teacher's rows."""
     teacher_temperature: float = 0.01
@@ -48,22 +44,16 @@ class SeedMoCoSettings(DistillSettings):
     """Momentum of the key encoder, the moving average of the student."""
 
     OWN: ClassVar = frozenset(
-        {"queue_size", "student_temperature", "teacher_temperature", "projector"}
+        {"student_temperature", "teacher_temperature", "projector"}
         | {"ssl_weight", "ssl_temperature", "encoder_momentum"}
     )
     RANGES: ClassVar = {
-        "queue_size": QUEUE_SIZES,
         "student_temperature": Range(0, LARGEST, above=True),
         "teacher_temperature": Range(0, LARGEST, above=True),
         "ssl_weight": Range(0, LARGEST),
         "ssl_temperature": Range(0, LARGEST, above=True),
         "encoder_momentum": Range(0, 1),
     }
-
-    def settled(self, images: int) -> TrainSettings:
-        """The same settings with the queues' size chosen for this number of images."""
-        size = queues.auto_queue_size(images) if self.queue_size == "auto" else self.queue_size
-        return self.replaced(queue_size=size)
 
 
 @dataclass(frozen=True)
@@ -77,49 +67,39 @@ class SeedMoCoOutput(StepOutput):
     keys: "shapes.Embeddings | None" = None
 
 
-class SeedMoCo(Distillation):
-    """The method: a student with two heads, a queue of the teacher's embeddings, and MoCo's key encoder and queue."""
+class SeedMoCo(OneViewAndQueue):
+    """The method: a student with two heads, a queue of the teacher's embeddings, and MoCo's key encoder and queue.
 
-    def __init__(
-        self,
-        settings: SeedMoCoSettings,
-        student: "encoder.Encoder",
-        head: "encoder.Projector",
-        frozen: "teacher.Teacher",
-        queue: "queues.Queue",
-        *,
-        keys: "queues.Queue",
-        group: Group | None = None,
-        teacher_bands: tuple[int, ...] | None = None,
-        targets: Targets | None = None,
-    ) -> None:
-        super().__init__(student, frozen, group, teacher_bands=teacher_bands, targets=targets)
+    Both networks of SEED look at the first of two views; the second is that of MoCo's keys.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        settings, student = self.settings, self.encoder
+        head = _moco_head(student.width, settings.seed)
         self.module = heads.Heads(student, head)
-        self.settings = settings
-        self.queue = queue
         self.contrast = MomentumContrast(
             encoder.Encoder(student.backbone, head),
-            keys,
+            setup.queue(DIM),
             momentum=settings.encoder_momentum,
             temperature=settings.ssl_temperature,
             seed=settings.seed,
-            group=group,
+            group=setup.group,
         )
 
     def views(self, image_size: int) -> tuple[View, ...]:
-        """Two, drawn alike; the first is SEED's, and MoCo's keys are of the second."""
-        return (self.view(augmentation(self.settings), image_size),) * 2
+        """Two, drawn alike."""
+        return super().views(image_size) * 2
 
     def taught(self, views: tuple[View, ...]) -> tuple[View, ...]:
         """The first one."""
         return views[:1]
 
     def step(self, forward: Forward, views: "tuple[shapes.Images, ...]", step: int) -> SeedMoCoOutput:
-        """The student's view of an image is placed as its teacher places it, and found again by its other view."""
+        """The student places a view of an image as its teacher does, and finds the image again by its other view."""
         batch, settings = Views.of(views), self.settings
-        teacher = self.targets(batch)
         keys = self.contrast.keys(batch.seen(1, self.encoder.input), step)
-        student, queries = forward(batch.seen(0, self.encoder.input))
+        (student, queries), teacher = self.both(forward, batch)
         terms = objective.seed_terms(
             student,
             teacher,
@@ -132,22 +112,17 @@ class SeedMoCo(Distillation):
 
     def advance(self, outputs: Sequence[StepOutput]) -> None:
         """Move the key encoder towards the student, then push the teacher's rows and the keys of all processes."""
+        super().advance(outputs)
         self.contrast.follow()
         for output in outputs:
             assert isinstance(output, SeedMoCoOutput)
-            assert output.rows is not None
             assert output.keys is not None
-            self.queue.push(self.group.gather(output.rows))
             self.contrast.push(output.keys)
-
-    def teacher_queues(self) -> "tuple[queues.Queue, ...]":
-        """The queue of the teacher's rows."""
-        return (self.queue,)
 
     def state(self) -> Mapping[str, Any]:
         """Both queues and the key encoder; the teacher is frozen and has no state."""
         of_moco = {f"moco.{prefix}": part for prefix, part in self.contrast.state().items()}
-        return {"queue.": self.queue, **of_moco}
+        return {**super().state(), **of_moco}
 
     def to(self, device: "torch.device") -> None:
         """Move queues, key encoder and teacher to a device."""
@@ -163,32 +138,12 @@ class SeedMoCo(Distillation):
         return {"target_entropy": float(entropy.mean())}
 
 
-def build(setup: Setup) -> SeedMoCo:
-    """The method of a run.
-
-    Raises:
-        InputError: the network cannot take the images, or the queues do not fit into memory.
-    """
-    frozen, settings = setup.teacher, setup.settings
-    assert frozen is not None
-    bands = teacher_bands(settings, frozen.input)
-    require_memory(4 * settings.queue_size * (frozen.dim + DIM), settings.queue_size, "queue_size")
-    student = setup.encoder(frozen.dim)
-    # Drawn from a seed of its own: otherwise both heads would begin with the same weights where dimensions agree.
-    draw = uniforms(settings.seed, 0, np.array([0]), "moco-head", 1)[0, 0]
-    head = encoder.build_projector("mlp", student.width, DIM, seed=int(draw * 2**53))
+def _moco_head(width: int, seed: int) -> "encoder.Projector":
+    """MoCo v2's head, drawn from a seed of its own: SEED's may have the same shape, and is not to begin as this one."""
+    draw = uniforms(seed, 0, np.array([0]), "moco-head", 1)[0, 0]
+    head = encoder.build_projector("mlp", width, DIM, seed=int(draw * 2**53))
     assert head is not None
-    return SeedMoCo(
-        settings,
-        student,
-        head,
-        frozen,
-        setup.queue(frozen.dim),
-        keys=setup.queue(DIM),
-        group=setup.group,
-        teacher_bands=bands,
-        targets=setup.targets,
-    )
+    return head
 
 
 SEED_MOCO = MethodSpec(
@@ -196,7 +151,7 @@ SEED_MOCO = MethodSpec(
     label="SEED + MoCo-v2",
     about="SEED, and MoCo v2 on the student: it also learns to find an image again by another view",
     settings=SeedMoCoSettings,
-    build=build,
+    build=SeedMoCo,
     collapse_hint="A lower `lr`, a lower `ssl_weight`, a larger `queue_size` or another temperature",
     loss_note="The loss rises while the queues fill, and does not tell whether the features are good.",
 )

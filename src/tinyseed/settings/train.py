@@ -27,6 +27,9 @@ Augmentation = Literal["moco-v2", "moco-v1", "simclr", "swav"]
 TeacherOutput = Literal["rows", "features", "patches"]
 """What a teacher gives for an image: its unit row, its backbone's features, or a vector for each patch."""
 
+DEEPENED = ("mlp", "mlp-bn")
+"""Heads that may have any number of layers."""
+
 FREE_ON_RESUME = frozenset(
     {
         "resume",
@@ -115,6 +118,8 @@ class TrainSettings(ChannelSettings):
     """Use a 3×3 stem with stride 1 and no max-pooling (ResNets, for images of up to 64 px)."""
     projector_hidden: int | Literal["auto"] = "auto"
     """Width of the hidden layers of an MLP head; auto: that of the backbone's features."""
+    projector_layers: int | Literal["auto"] = "auto"
+    """Linear layers of an MLP head (mlp, mlp-bn), the hidden ones all of the same width; auto: 2 (mlp-bn-3: 3)."""
     blur_probability: float = 0.5
     """Fraction of the views that are blurred; 0 suits images of 32 px."""
     optimizer: Literal["sgd", "lars"] = "sgd"
@@ -171,8 +176,8 @@ class TrainSettings(ChannelSettings):
     """The field that names the network to train."""
 
     OWN: ClassVar[frozenset[str]] = frozenset(
-        {"small_stem", "projector_hidden", "epochs", "optimizer", "lr", "final_lr", "schedule", "momentum"}
-        | {"weight_decay", "lars_scope", "warmup_epochs", "warmup_lr"}
+        {"small_stem", "projector_hidden", "projector_layers", "epochs", "optimizer", "lr", "final_lr"}
+        | {"schedule", "momentum", "weight_decay", "lars_scope", "warmup_epochs", "warmup_lr"}
     )
     """Settings of this class in which networks that are trained together, on the same views, may differ."""
 
@@ -183,6 +188,7 @@ class TrainSettings(ChannelSettings):
         "accumulate": BATCH_SIZES,
         "image_size": IMAGE_SIDES,
         "projector_hidden": WIDTHS,
+        "projector_layers": Range(2, 16),
         "blur_probability": Range(0, 1),
         "lr": Range(0, LARGEST, above=True),
         "final_lr": Range(0, LARGEST),
@@ -234,6 +240,10 @@ class TrainSettings(ChannelSettings):
         if self.schedule == "cosine-epoch" and self.max_minutes is not None:
             remedy = "goes by epochs; leave out `max_minutes`, or give cosine"
             raise InputError(self.schedule, remedy, argument="schedule")
+        head = getattr(self, "projector", None)  # a setting of each method's own
+        if self.projector_layers != "auto" and head not in DEEPENED:
+            remedy = f"is for MLP heads; give it with `projector` {' or '.join(DEEPENED)}"
+            raise InputError(self.projector_layers, remedy, argument="projector_layers")
         for name in ("final_lr", "warmup_lr"):
             value = getattr(self, name)
             if value is not None and value > self.lr:
