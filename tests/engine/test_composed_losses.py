@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -167,47 +165,3 @@ def test_moco_beside_seed_uses_the_vectors_that_seed_has_kept(photos, tmp_path, 
     train(settings("moco", photos, tmp_path / "both", **kept))
     assert len(list((cache_folder() / "teacher-vectors").iterdir())) == 1
     assert "all there" in capfd.readouterr().err
-
-
-SCRIPT = """
-import json, sys
-from pathlib import Path
-from tinyseed.engine.train import train
-from tinyseed.methods.seed import SeedSettings
-from tinyseed.methods.seed_moco import SeedMoCoSettings
-
-kind, given = sys.argv[1:]
-fields = json.loads(given)
-fields |= {"out": Path(fields["out"]), "data": tuple(fields["data"])}
-train({"affinity": SeedSettings, "moco": SeedMoCoSettings}[kind](**fields), quiet=True)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_are_one(kind, photos, tmp_path):
-    """ConvNeXt has no batch norm, so the networks see the same numbers however the batch is divided."""
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    for processes in (1, 2):
-        own = {"student": "convnext_atto", "teacher": "convnext_atto", "image_size": 64, "accumulate": 1}
-        of_run = settings(kind, photos, tmp_path / f"{processes}", **(own | {"epochs": 2, "batch_size": 8}))
-        fields = json.dumps({name: value for name, value in of_run.as_json().items() if value != []})
-        runner = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        done = subprocess.run(
-            [sys.executable, *(runner if processes > 1 else []), str(script), kind, fields],
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-            cwd=tmp_path,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr
-    one, two = (losses(tmp_path / f"{processes}") for processes in (1, 2))
-    assert len(one) > 8
-    assert two == pytest.approx(one, rel=1e-5, abs=1e-6)
-    left, right = (checkpoint(tmp_path / f"{processes}") for processes in (1, 2))
-    for name, value in left.items():
-        if name.startswith((".method", ".module")):
-            torch.testing.assert_close(right[name], value, rtol=1e-4, atol=1e-5, msg=name)

@@ -129,3 +129,27 @@ def test_pretraining_in_two_processes_is_that_in_one(photos, tmp_path, method):
     for part in ("module", "method"):
         for name, value in states[1][part].items():
             torch.testing.assert_close(states[2][part][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--patch-affinity-weight", "0.5", "--image-size", "64"),
+        ("--method", "seed-moco", "--encoder-momentum", "0.9"),
+    ],
+    ids=["patch-affinity", "seed-moco"],
+)
+def test_what_a_student_learns_beside_the_rows_is_that_of_one_process(photos, tmp_path, more):
+    """Losses, weights, queues and the key encoder, with networks without batch norm."""
+    states, losses = {}, {}
+    for processes in (1, 2):
+        out = tmp_path / f"{processes}"
+        states[processes] = launch(processes, photos, out, tmp_path, batch=12, epochs=2, more=more)
+        logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        losses[processes] = [line["loss"] for line in logged if "loss" in line]
+    assert len(losses[1]) == 8
+    assert losses[2] == pytest.approx(losses[1], rel=1e-5)
+    for part in ("module", "method"):
+        for name, value in states[1][part].items():
+            torch.testing.assert_close(states[2][part][name], value, rtol=1e-4, atol=1e-5, msg=name)
