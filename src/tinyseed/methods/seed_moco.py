@@ -64,7 +64,7 @@ class SeedMoCoOutput(StepOutput):
         keys: unit rows [n, 128] for MoCo's queue.
     """
 
-    keys: "shapes.Embeddings | None" = None
+    keys: "torch.Tensor | None" = None
 
 
 class SeedMoCo(OneViewAndQueue):
