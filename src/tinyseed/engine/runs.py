@@ -347,6 +347,8 @@ def open_runs(
         )
         runs.restore()
         for run in runs.all:
+            run.prepare()
+        for run in runs.all:
             run.begin()
         runs.note()
         try:

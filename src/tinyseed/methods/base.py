@@ -76,7 +76,8 @@ class StepOutput:
 class Method(ABC):
     """One way to train an encoder.
 
-    The training loop calls, in this order: `views` once, then in each step `step`, `adjust_gradients` and `advance`.
+    The training loop calls, in this order: `views` and `prepare` once, then in each step `step`, `adjust_gradients` and
+    `advance`.
 
     Attributes:
         module: what is trained; the only thing that the optimizer and DDP see.
@@ -96,6 +97,16 @@ class Method(ABC):
     @abstractmethod
     def views(self, image_size: int) -> tuple[View, ...]:
         """The random views of each image that a step takes, for networks that see `image_size` render."""
+
+    def prepare(self, teacher_rows: "Callable[[int], shapes.Embeddings]") -> None:  # noqa: B027  (most need nothing)
+        """Make state of what the teacher gives for training images, before the first step of a new run.
+
+        Only methods with a teacher are asked; a resumed run has the state in its checkpoint.
+
+        Args:
+            teacher_rows: from a number to the unit rows [n, d] of at most so many training images without random
+                changes, on every process the same.
+        """
 
     @abstractmethod
     def step(self, forward: Forward, views: "tuple[shapes.Images, ...]", step: int) -> StepOutput:

@@ -6,7 +6,9 @@ from tinyseed.errors import InputError
 from tinyseed.methods.base import MethodSpec
 from tinyseed.methods.compress import COMPRESS
 from tinyseed.methods.contrastive import CONTRASTIVE
+from tinyseed.methods.kmeans import KMEANS
 from tinyseed.methods.moco import MOCO_V1, MOCO_V2
+from tinyseed.methods.online_clustering import ONLINE_CLUSTERING
 from tinyseed.methods.regress import REGRESS
 from tinyseed.methods.seed import SEED
 from tinyseed.methods.seed_moco import SEED_MOCO
@@ -17,6 +19,8 @@ from tinyseed.settings.train import TrainSettings
 METHODS: tuple[MethodSpec, ...] = (
     SEED,
     REGRESS,
+    KMEANS,
+    ONLINE_CLUSTERING,
     CONTRASTIVE,
     COMPRESS,
     SEED_MOCO,

@@ -17,8 +17,8 @@ from tinyseed.errors import InputError
 from tinyseed.memory import require_memory
 from tinyseed.methods.base import Forward, MethodSpec, Setup, StepOutput
 from tinyseed.methods.one_view import OneViewAndQueue, QueueSettings
-from tinyseed.methods.parts import queues, shapes, torch
 from tinyseed.methods.parts import compress as objective
+from tinyseed.methods.parts import queues, shapes, torch
 from tinyseed.settings.base import LARGEST, Range
 
 

@@ -7,9 +7,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from tinyseed.data.addressed import permutation
 from tinyseed.methods.base import Group, SingleProcess
-from tinyseed.methods.parts import contrast, encoder, queues, shapes, torch
+from tinyseed.methods.parts import addressed, contrast, encoder, queues, shapes, torch
 
 
 class MomentumContrast:
@@ -56,7 +55,7 @@ class MomentumContrast:
             if self.group.size == 1:
                 return self.key_encoder(images)
             everything = self.group.gather(images)
-            shuffled = permutation(self.seed, step, len(everything), "shuffled-bn")
+            shuffled = addressed.permutation(self.seed, step, len(everything), "shuffled-bn")
             order = torch.from_numpy(shuffled)
             if images.is_cuda:  # from other memory a transfer would be waited for
                 order = order.pin_memory()

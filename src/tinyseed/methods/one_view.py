@@ -20,13 +20,17 @@ class QueueSettings(DistillSettings):
     queue_size: int | Literal["auto"] = "auto"
     """Rows in the queue; auto: the largest power of two up to half the data set, at most 65,536."""
 
+    MOST_ROWS: ClassVar[int] = 65_536
+    """Largest queue that "auto" chooses."""
+
     OWN: ClassVar = frozenset({"queue_size"})
     RANGES: ClassVar = {"queue_size": QUEUE_SIZES}
 
     def settled(self, images: int) -> TrainSettings:
         """The same settings with the queue's size chosen for this number of images."""
-        size = queues.auto_queue_size(images) if self.queue_size == "auto" else self.queue_size
-        return self.replaced(queue_size=size)
+        if self.queue_size != "auto":
+            return self
+        return self.replaced(queue_size=min(self.MOST_ROWS, queues.auto_queue_size(images)))
 
 
 class OneView(Distillation):

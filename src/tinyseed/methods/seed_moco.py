@@ -10,14 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-
-from tinyseed.data.addressed import uniforms
 from tinyseed.data.augmentation import View
 from tinyseed.methods.base import Forward, MethodSpec, Setup, StepOutput
 from tinyseed.methods.momentum_contrast import MomentumContrast
 from tinyseed.methods.one_view import OneViewAndQueue, QueueSettings
-from tinyseed.methods.parts import encoder, heads, shapes, torch
+from tinyseed.methods.parts import addressed, encoder, heads, numpy, shapes, torch
 from tinyseed.methods.parts import seed as objective
 from tinyseed.methods.views import Views
 from tinyseed.settings.base import LARGEST, Range
@@ -140,7 +137,7 @@ class SeedMoCo(OneViewAndQueue):
 
 def _moco_head(width: int, seed: int) -> "encoder.Projector":
     """MoCo v2's head, drawn from a seed of its own: SEED's may have the same shape, and is not to begin as this one."""
-    draw = uniforms(seed, 0, np.array([0]), "moco-head", 1)[0, 0]
+    draw = addressed.uniforms(seed, 0, numpy.array([0]), "moco-head", 1)[0, 0]
     head = encoder.build_projector("mlp", width, DIM, seed=int(draw * 2**53))
     assert head is not None
     return head

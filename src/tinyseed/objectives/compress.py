@@ -41,9 +41,9 @@ def compress_terms(
 ) -> CompressTerms:
     """Mean divergence between the similarity distributions of teacher and student over the same k other images.
 
-    p_T = softmax(z_T · teacher_rows / τ_T), p_S = softmax(z_S · student_rows / τ_S), loss = Σ_j p_T(j) log(p_T(j) / p_S(j)).
-    Its gradient with respect to z_S is (a − b) / τ_S, where a is the mean of the student's rows under p_S, a soft
-    look-up, and b that under p_T, for which the rows are passed once, block by block.
+    With p_T = softmax(z_T · teacher_rows / τ_T) and p_S = softmax(z_S · student_rows / τ_S) the loss is
+    Σ_j p_T(j) log(p_T(j) / p_S(j)). Its gradient with respect to z_S is (a − b) / τ_S, where a is the mean of the
+    student's rows under p_S, a soft look-up, and b that under p_T, for which the rows are passed once, block by block.
 
     Args:
         student: [n, s], unit rows; only this tensor gets a gradient.
