@@ -275,12 +275,14 @@ def kept_for(methods: Sequence[Method], shared: Shared) -> Iterator[Kept | None]
 
 
 def share_queues(runs: Sequence[Run]) -> None:
-    """Let students whose queues have the same rows of the teacher keep them in the same memory."""
-    queues = [
-        queue for run in runs if isinstance(run.method, Distillation) for queue in run.method.teacher_queues()
-    ]
-    for place, queue in enumerate(queues):
-        any(queue.share(earlier) for earlier in queues[:place])
+    """Let students whose queues have the same rows of the teacher keep them in the same memory.
+
+    Queues of different places have the same rows only while they are empty.
+    """
+    methods = [run.method for run in runs if isinstance(run.method, Distillation)]
+    for queues in zip(*(method.teacher_queues() for method in methods), strict=False):
+        for place, queue in enumerate(queues):
+            any(queue.share(earlier) for earlier in queues[:place])
 
 
 @contextmanager

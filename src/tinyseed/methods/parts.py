@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tinyseed.models import backbones as backbones
     from tinyseed.models import checkpointing as checkpointing
     from tinyseed.models import contract as contract
+    from tinyseed.models import crops as crops
     from tinyseed.models import depthwise as depthwise
     from tinyseed.models import encoder as encoder
     from tinyseed.models import prototypes as prototypes
@@ -25,8 +26,17 @@ else:
     torch, functional, shapes, render = lazy(
         "torch", "torch.nn.functional", "tinyseed.shapes", "tinyseed.data.render"
     )
-    models = ("backbones", "checkpointing", "contract", "depthwise", "encoder", "prototypes", "teacher")
-    backbones, checkpointing, contract, depthwise, encoder, prototypes, teacher = lazy(
+    models = (
+        "backbones",
+        "checkpointing",
+        "contract",
+        "crops",
+        "depthwise",
+        "encoder",
+        "prototypes",
+        "teacher",
+    )
+    backbones, checkpointing, contract, crops, depthwise, encoder, prototypes, teacher = lazy(
         *(f"tinyseed.models.{name}" for name in models)
     )
     objectives = ("cluster", "contrast", "queue", "seed")
