@@ -45,6 +45,8 @@ def test_every_recipe_trains_for_two_steps(few_photos, tmp_path, name):
         tiny["warmup_lr"] = 0.01
     if "queue_size" in recipe.settings():
         tiny["queue_size"] = 8
+    if "small_crops" in recipe.settings():
+        tiny |= {"small_crop_size": 16, "small_crops": 2}
     if recipe.command == "pretrain swav":
         tiny |= {"prototypes": 5, "small_crop_size": 8, "small_crops": 1, "queue_start_epoch": 0}
     verb, *_, method = recipe.command.split()

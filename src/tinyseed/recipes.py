@@ -45,12 +45,30 @@ def seed_imagenet_code() -> Settings:
     return seed_imagenet() | {"teacher_temperature": 1e-4, "schedule": "cosine-epoch"}
 
 
+def seed_imagenet_small_patches() -> Settings:
+    """SEED on ImageNet with six small crops beside the view, as the published code learns from SwAV teachers.
+
+    Source: main_small-patch.py, seed/small_patch_builder.py, tools/opts.py and tools/utils.py of the code of Fang et
+    al., SEED, ICLR 2021 (arXiv 2101.04731): view from 0.14 of the area on, small crops of 96 px from 0.05 to 0.14, both
+    with MoCo v2's jitter; a queue for each; both losses with the same weight; teacher's temperature 1e-4.
+    Differs: the queues begin empty, not with random rows; networks compute in bfloat16 or float32, not in float16.
+    """
+    return seed_imagenet_code() | {
+        "crop_scale": (0.14, 1.0),
+        "large_crops": 1,
+        "small_crops": 6,
+        "small_crop_size": 96,
+        "small_crop_scale": (0.05, 0.14),
+        "small_crop_weight": 1.0,
+    }
+
+
 def seed_imagenet_swav() -> Settings:
     """SEED on ImageNet from a SwAV teacher, without small crops: views cover from 0.14 of the area on, not 0.2.
 
     Source: `swav_aug` in tools/utils.py of the code of Fang et al., SEED, ICLR 2021 (arXiv 2101.04731). Its jitter is
     MoCo v2's, half of what SwAV itself has (`augmentation` swav).
-    Differs: the published runs from SwAV teachers have six small crops beside the view.
+    Differs: the published runs from SwAV teachers have six small crops beside the view (seed-imagenet-small-patches).
     """
     return seed_imagenet() | {"crop_scale": (0.14, 1.0)}
 
@@ -446,6 +464,7 @@ def _docstring(function: Callable[[], Settings]) -> str:
 _RECIPES = (
     Recipe("distill", seed_imagenet),
     Recipe("distill", seed_imagenet_code),
+    Recipe("distill", seed_imagenet_small_patches),
     Recipe("distill", seed_imagenet_swav),
     Recipe("distill", seed_imagenet_simclr),
     Recipe("distill", seed_cifar),

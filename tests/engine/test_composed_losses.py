@@ -25,6 +25,10 @@ TIMES = {"images_per_s", "data_wait", "minutes"}
 STUDENTS = ("test_resnet", "test_efficientnet")
 KINDS = {
     "affinity": (SeedSettings, {"patch_affinity_weight": 0.5, "image_size": 64}),
+    "affinity-crops": (
+        SeedSettings,
+        {"patch_affinity_weight": 0.5, "image_size": 64, "large_crops": 2, "small_crops": 1},
+    ),
     "moco": (SeedMoCoSettings, {"ssl_weight": 0.5, "encoder_momentum": 0.9, "image_size": 32}),
 }
 SMALL = {
@@ -110,7 +114,7 @@ def test_a_stopped_run_resumes_bit_exactly(kind, photos, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_students_together_are_those_alone(kind, photos, tmp_path):
     of_kind, own = KINDS[kind]
-    vary = "patch_affinity_weight" if kind == "affinity" else "ssl_weight"
+    vary = "ssl_weight" if kind == "moco" else "patch_affinity_weight"
     grid = {vary: [0.0, 0.5]}
     common = {name: value for name, value in (SMALL | own).items() if name != vary}
     for precision in ("32", "bf16"):
@@ -127,12 +131,12 @@ def test_students_together_are_those_alone(kind, photos, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_its_weight_a_run_is_seeds(kind, photos, tmp_path):
-    weight = {"patch_affinity_weight": 0.0} if kind == "affinity" else {"ssl_weight": 0.0}
-    image_size = KINDS[kind][1]["image_size"]
+    weights = {"patch_affinity_weight", "ssl_weight", "encoder_momentum"}
+    own = KINDS[kind][1]
+    weight = {name: 0.0 for name in own if name.endswith("_weight")}
     train(settings(kind, photos, tmp_path / "none", **weight), quiet=True)
-    seed = SeedSettings(
-        data=(str(photos),), out=tmp_path / "seed", student=STUDENTS[0], image_size=image_size, **SMALL
-    )
+    views = {name: value for name, value in own.items() if name not in weights}
+    seed = SeedSettings(data=(str(photos),), out=tmp_path / "seed", student=STUDENTS[0], **views, **SMALL)
     train(seed, quiet=True)
     assert losses(tmp_path / "none") == losses(tmp_path / "seed")
     one, other = (load_file(tmp_path / name / "student.safetensors") for name in ("none", "seed"))

@@ -63,13 +63,21 @@ def launch(
     return torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
 
 
+SEED_SETTINGS = {
+    "paper": (),
+    "crops": ("--large-crops", "2", "--small-crops", "2", "--small-crop-size", "32"),
+}
+
+
 @pytest.mark.slow
-def test_two_processes_give_the_losses_and_the_queue_of_one(photos, tmp_path):
+@pytest.mark.parametrize("case", SEED_SETTINGS)
+def test_two_processes_give_the_losses_and_the_queue_of_one(photos, tmp_path, case):
     """ConvNeXt has no batch norm, so the networks see the same numbers however the batch is divided."""
     states, losses = {}, {}
     for processes in (1, 2):
         out = tmp_path / f"{processes}"
-        states[processes] = launch(processes, photos, out, tmp_path, batch=8, epochs=2)
+        more = SEED_SETTINGS[case]
+        states[processes] = launch(processes, photos, out, tmp_path, batch=8, epochs=2, more=more)
         logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         losses[processes] = {line["step"]: line["loss"] for line in logged if "loss" in line}
     assert losses[1].keys() == losses[2].keys()

@@ -97,6 +97,30 @@ def test_one_pass_of_each_network_gives_all():
     assert made.teacher_queues() == ()
 
 
+def test_beside_crops_the_places_of_the_first_view_are_compared():
+    crops = {"large_crops": 2, "small_crops": 2, "small_crop_weight": 0.7, "teacher_size": 64}
+    made, plain = method(**crops), method(**crops, patch_affinity_weight=0.0)
+    for each in (made, plain):
+        each.module.eval()
+        each.small_queue.push(each.queue.rows()[3:9])
+    generator = torch.Generator().manual_seed(2)
+    views = tuple(torch.rand(3, 3, view.size, view.size, generator=generator) for view in made.views(64))
+    assert len({view.shape for view in views}) == 2
+    with torch.no_grad():
+        output, without = (each.step(each.module, views, 0) for each in (made, plain))
+        seen = normalized(views[0], IMAGENET_MEAN, IMAGENET_STD)
+        maps = [
+            network.forward_features(seen)
+            for network in (made.encoder.backbone.network, made.teacher.backbone.network)
+        ]
+        own, target = (affinities(each, 0.1) for each in maps)
+    divergence = (target.exp() * (target - own)).sum(2).mean()
+    assert output.loss.item() == pytest.approx((without.loss + 0.5 * divergence).item(), rel=1e-5)
+    torch.testing.assert_close(output.rows, without.rows, rtol=1e-4, atol=1e-5)
+    made.advance([output])
+    assert (len(made.queue), len(made.small_queue)) == (14, 9)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

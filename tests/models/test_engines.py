@@ -47,7 +47,7 @@ def test_packed_weights_give_the_same_bits_in_float32(name):
     backbone = frozen(name)
     engine, batch = TorchEngine(backbone), images(PIECE + 18)
     torch.testing.assert_close(engine(batch), backbone(batch), rtol=0, atol=0)
-    layers = packed_layers(engine._packed[torch.float32])
+    layers = packed_layers(engine._packed[torch.float32, 32])
     assert len(layers) == sum(type(part) is nn.Conv2d for part in backbone.modules())
 
 
@@ -70,7 +70,7 @@ def test_in_bfloat16_packed_weights_are_as_close_to_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours, torchs = engine(batch), backbone(batch)
     assert ours.dtype == torchs.dtype
-    assert packed_layers(engine._packed[torch.bfloat16])
+    assert packed_layers(engine._packed[torch.bfloat16, 64])
     assert (ours - wanted).norm() < 1.1 * (torchs - wanted).norm()
 
 
@@ -89,7 +89,7 @@ def test_a_network_that_cannot_be_packed_is_computed_as_it_is(monkeypatch):
         monkeypatch.setattr(plain, "pack", broken)
         engine = TorchEngine(backbone)
         assert torch.equal(engine(batch), wanted)
-        assert engine._packed[torch.float32] is backbone.network
+        assert engine._packed[torch.float32, 32] is backbone.network
 
 
 @torch.no_grad()

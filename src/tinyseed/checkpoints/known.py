@@ -52,6 +52,8 @@ class DeferredTeacher(Teacher):
         self.input = _contract(facts["input"])
         self.mean, self.std = self.input.mean, self.input.std
         self.engine, self.agreement = "torch", {}
+        self.sides = {str(side): bool(takes) for side, takes in facts.get("takes", {}).items()}
+        self.remember = None
         self._compute = _Deferred(self)
         self._load = load
         self._loaded: Teacher | None = None
@@ -121,16 +123,18 @@ def known_teacher(spec: ModelSpec) -> Teacher:
     if path is None:
         return load_teacher(spec)
 
-    def load() -> Teacher:
-        teacher = load_teacher(spec)
+    def noted(teacher: Teacher) -> Teacher:
         with suppress(RunError):  # a full cache costs the next run some time, and this one nothing
             write_json(path, _facts(teacher))
         return teacher
 
     try:
-        return DeferredTeacher(json.loads(path.read_text(encoding="utf-8")), load)
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        teacher = DeferredTeacher(facts, lambda: noted(load_teacher(spec)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return load()
+        teacher = noted(load_teacher(spec))
+    teacher.remember = lambda: noted(teacher)
+    return teacher
 
 
 def _facts(teacher: Teacher) -> dict[str, Any]:
@@ -143,6 +147,7 @@ def _facts(teacher: Teacher) -> dict[str, Any]:
         "parameters_count": teacher.parameters_count,
         "gives": teacher.gives,
         "input": dataclasses.asdict(teacher.input),
+        "takes": teacher.sides,
     }
 
 

@@ -276,12 +276,15 @@ def kept_for(methods: Sequence[Method], shared: Shared) -> Iterator[Kept | None]
 
 
 def share_queues(runs: Sequence[Run]) -> None:
-    """Let students whose queues have the same rows of the teacher keep them in the same memory."""
-    queues = [
-        queue for run in runs if isinstance(run.method, Distillation) for queue in run.method.teacher_queues()
-    ]
-    for place, queue in enumerate(queues):
-        any(queue.share(earlier) for earlier in queues[:place])
+    """Let students whose queues have the same rows of the teacher keep them in the same memory.
+
+    Queues of different places have the same rows only while they are empty.
+    """
+    methods = [run.method for run in runs if isinstance(run.method, Distillation)]
+    shared = [queues for method in methods if (queues := method.teacher_queues())]
+    for queues in zip(*shared, strict=False):
+        for place, queue in enumerate(queues):
+            any(queue.share(earlier) for earlier in queues[:place])
 
 
 @contextmanager

@@ -109,7 +109,7 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def step(self, forward: Forward, views: "tuple[shapes.Images, ...]", step: int) -> StepOutput:
+    def step(self, forward: Forward, views: "tuple[shapes.ImagesOfAnySize, ...]", step: int) -> StepOutput:
         """Views in [0, 1] to a loss. Changes nothing that a later step reads."""
 
     def adjust_gradients(self, step: int) -> None:  # noqa: B027  (most methods leave them)
@@ -121,7 +121,7 @@ class Method(ABC):
     def state(self) -> "Mapping[str, Any]":
         """The parts of the method's own state by the prefix of their names; the module is saved by the engine.
 
-        Each part has `to`, `state_dict` and `load_state_dict`.
+        Each part has `to`, `state_dict` and `load_state_dict`; a name belongs to the longest prefix that fits.
         """
         return {}
 
@@ -140,10 +140,15 @@ class Method(ABC):
 
     def load_state_dict(self, state: "dict[str, torch.Tensor]") -> None:
         """Restore what `state_dict` returned."""
-        for prefix, part in self.state().items():
-            part.load_state_dict(
-                {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-            )
+        parts = self.state()
+        own: dict[str, dict[str, torch.Tensor]] = {prefix: {} for prefix in parts}
+        for name, value in state.items():
+            prefixes = [prefix for prefix in parts if name.startswith(prefix)]
+            if prefixes:
+                prefix = max(prefixes, key=len)
+                own[prefix][name.removeprefix(prefix)] = value
+        for prefix, part in parts.items():
+            part.load_state_dict(own[prefix])
 
     def health(self, teacher_rows: "shapes.Embeddings") -> dict[str, float]:
         """Metrics of the method's own from the teacher's unit rows of the held-out images."""

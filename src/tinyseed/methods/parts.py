@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tinyseed.models import checkpointing as checkpointing
     from tinyseed.models import classified as classified
     from tinyseed.models import contract as contract
+    from tinyseed.models import crops as crops
     from tinyseed.models import depthwise as depthwise
     from tinyseed.models import encoder as encoder
     from tinyseed.models import heads as heads
@@ -39,8 +40,11 @@ else:
             for name in ("backbones", "checkpointing", "classified", "contract", "depthwise")
         )
     )
-    encoder, heads, patches, prototypes, teacher = lazy(
-        *(f"tinyseed.models.{name}" for name in ("encoder", "heads", "patches", "prototypes", "teacher"))
+    crops, encoder, heads, patches, prototypes, teacher = lazy(
+        *(
+            f"tinyseed.models.{name}"
+            for name in ("crops", "encoder", "heads", "patches", "prototypes", "teacher")
+        )
     )
     affinity, cluster, clusters, compress, contrast = lazy(
         *(f"tinyseed.objectives.{name}" for name in ("affinity", "cluster", "kmeans", "compress", "contrast"))

@@ -1,9 +1,10 @@
 """SEED: a student learns where a frozen teacher places an image among a queue of others.
 
-Source: Fang et al., SEED: Self-supervised Distillation for Visual Representation, ICLR 2021 (arXiv 2101.04731).
-Differs: the queue begins empty; the published code's begins with random unit rows, which its first 256 steps replace.
+Source: Fang et al., SEED: Self-supervised Distillation for Visual Representation, ICLR 2021 (arXiv 2101.04731); small
+crops and their queue as in main_small-patch.py and seed/small_patch_builder.py of its published code.
+Differs: the queues begin empty; the published code's begin with random unit rows, which its first 256 steps replace.
 That code also has a teacher's temperature of 1e-4 in place of the paper's 0.01, and sets the learning rate once per
-epoch: see the recipe seed-imagenet-code. Its second script, with six small crops beside the view, is left out here.
+epoch: see the recipes seed-imagenet-code and seed-imagenet-small-patches.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +14,16 @@ from typing import Any, ClassVar, Literal
 from tinyseed.data.augmentation import View
 from tinyseed.errors import InputError
 from tinyseed.methods.base import Forward, Group, MethodSpec, Setup, StepOutput
+from tinyseed.methods.crops import SMALL_CROPS, require_small_crops, small_crop_size
 from tinyseed.methods.distillation import Distillation, augmentation, teacher_bands
-from tinyseed.methods.parts import affinity, encoder, patches, queues, shapes, teacher
+from tinyseed.methods.parts import affinity, crops, encoder, patches, queues, shapes, teacher, torch
 from tinyseed.methods.parts import seed as objective
+from tinyseed.methods.patch_grids import require_grid, require_patches
 from tinyseed.methods.views import Targets, Views
-from tinyseed.settings.base import LARGEST, QUEUE_SIZES, Range
-from tinyseed.settings.train import DistillSettings, TrainSettings
+from tinyseed.settings.base import IMAGE_SIDES, LARGEST, QUEUE_SIZES, Range
+from tinyseed.settings.train import DistillSettings, TeacherOutput, TrainSettings, check_scale
+
+_TOGETHER: tuple[TeacherOutput, ...] = ("rows", "patches")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,32 +38,63 @@ class SeedSettings(DistillSettings):
     """Temperature of the teacher's similarities; the smaller, the closer to InfoNCE."""
     projector: Literal["mlp", "linear"] = "mlp"
     """The student's head onto the teacher's dimension."""
+    large_crops: int = 1
+    """Number of views of each image at the full image size: 1, or 2 whose losses are averaged. In each, teacher and
+    student see the same."""
+    small_crops: int = 0
+    """Number of small crops beside them, which teacher and student see, too. They are compared with a second queue of
+    the same size, into which the first small crop of each image goes; published: 6."""
+    small_crop_size: int | Literal["auto"] = "auto"
+    """Side length of the small crops in pixels; auto: 3/7 of the image size (96 of 224) in steps of 8. A teacher that
+    takes images of one size only sees them enlarged to that size."""
+    small_crop_scale: tuple[float, float] = (0.05, 0.14)
+    """Smallest and largest fraction of the image's area that a small crop covers."""
+    small_crop_weight: float = 1.0
+    """Weight of the small crops' mean loss, which is added to that of the large views."""
     patch_affinity_weight: float = 0.0
     """Weight of patch affinity, for students that will detect or segment: they also learn how similar the places of an
-    image are to each other, from the teacher's patches or its last feature map. 0: none."""
+    image are to each other, from the teacher's patches or its last feature map, in the first large view. 0: none."""
     patch_affinity_temperature: float = 0.1
     """Temperature of these similarities, of both networks."""
 
     OWN: ClassVar = frozenset(
-        {"queue_size", "student_temperature", "teacher_temperature", "projector"}
+        {"queue_size", "student_temperature", "teacher_temperature", "projector", "small_crop_weight"}
         | {"patch_affinity_weight", "patch_affinity_temperature"}
     )
     RANGES: ClassVar = {
         "queue_size": QUEUE_SIZES,
         "student_temperature": Range(0, LARGEST, above=True),
         "teacher_temperature": Range(0, LARGEST, above=True),
+        "large_crops": Range(1, 2),
+        "small_crops": SMALL_CROPS,
+        "small_crop_size": IMAGE_SIDES,
+        "small_crop_weight": Range(0, LARGEST, above=True),
         "patch_affinity_weight": Range(0, LARGEST),
         "patch_affinity_temperature": Range(0, LARGEST, above=True),
     }
 
+    def check(self) -> None:
+        """Refuse settings that cannot be meant; see `Settings.check`."""
+        super().check()
+        check_scale("small_crop_scale", self.small_crop_scale)
+        if self.small_crops and self.teacher_engine in ("onnx", "int8"):
+            remedy = "computes images of one size only; give torch or compile, or `small_crops` 0"
+            raise InputError(self.teacher_engine, remedy, argument="teacher_engine")
+
     def settled(self, images: int) -> TrainSettings:
-        """The same settings with the queue's size chosen for this number of images."""
+        """The same settings with the sizes of the queue and of the small crops chosen."""
         size = queues.auto_queue_size(images) if self.queue_size == "auto" else self.queue_size
-        return self.replaced(queue_size=size)
+        return self.replaced(
+            queue_size=size, small_crop_size=small_crop_size(self.small_crop_size, self.image_size)
+        )
 
 
 class Seed(Distillation):
-    """The method: a student and a queue of the teacher's embeddings."""
+    """The method: a student, a queue of the teacher's embeddings, and one for small crops where there are any.
+
+    Small crops pass both networks at a resolution of their own. The loss is the mean over the large views, plus a
+    weight times the mean over the small crops.
+    """
 
     def __init__(
         self,
@@ -68,67 +104,117 @@ class Seed(Distillation):
         queue: "queues.Queue",
         group: Group | None = None,
         *,
+        small_queue: "queues.Queue | None" = None,
         teacher_bands: tuple[int, ...] | None = None,
         targets: Targets | None = None,
     ) -> None:
         super().__init__(student, frozen, group, teacher_bands=teacher_bands, targets=targets)
         self.settings = settings
         self.queue = queue
+        self.small_queue = small_queue
         if self._compares_patches:
             self.module = patches.PatchEncoder(student)
+        elif settings.large_crops + settings.small_crops > 1:
+            self.module = crops.CropEncoder(student)
 
     @property
     def _compares_patches(self) -> bool:
         return self.settings.patch_affinity_weight > 0
 
     def views(self, image_size: int) -> tuple[View, ...]:
-        """One."""
-        return (self.view(augmentation(self.settings), image_size),)
+        """The large views, then the small crops."""
+        settings, drawn = self.settings, augmentation(self.settings)
+        large = (self.view(drawn, image_size),) * settings.large_crops
+        if not settings.small_crops:
+            return large
+        low, high = settings.small_crop_scale
+        sides = self._small_sides(image_size)
+        return large + (self.view(replace(drawn, crop_scale=(low, high)), *sides),) * settings.small_crops
 
-    def step(self, forward: Forward, views: "tuple[shapes.Images, ...]", step: int) -> StepOutput:
-        """Both networks see the same view; the loss compares where they place it (paper, equations 1 to 4)."""
+    def step(self, forward: Forward, views: "tuple[shapes.ImagesOfAnySize, ...]", step: int) -> StepOutput:
+        """Both networks see the same views; the loss compares where they place them (paper, equations 1 to 4)."""
         del step
-        batch = Views.of(views)
-        if self._compares_patches:
-            return self._with_patches(forward, batch)
-        teacher = self.targets(batch)  # first, while no activations are kept for the backward pass
-        return self._compared(forward(batch.seen(0, self.encoder.input)), teacher)
+        settings, batch = self.settings, Views.of(views)
+        teacher = self._targets(batch)  # first, while no activations are kept for the backward pass
+        given = forward(*self._seen(batch))
+        embeddings, cells = given if self._compares_patches else (given, None)
+        student = embeddings.split([len(rows) for rows in teacher])
+        terms = [
+            objective.seed_terms(
+                student[kind],
+                teacher[kind],
+                queue.rows(),
+                student_temperature=settings.student_temperature,
+                teacher_temperature=settings.teacher_temperature,
+            )
+            for kind, queue in enumerate(self._queues())
+        ]
+        loss = terms[0].loss
+        if len(terms) > 1:
+            loss = loss + settings.small_crop_weight * terms[1].loss
+        if cells is not None:
+            loss = loss + settings.patch_affinity_weight * self._divergence(cells, batch)
+        return StepOutput(loss, self._queued(teacher, len(batch[0])), terms[0].target_entropy)
 
-    def _compared(self, student: "shapes.Embeddings", teacher: "shapes.Embeddings") -> StepOutput:
-        terms = objective.seed_terms(
-            student,
-            teacher,
-            self.queue.rows(),
-            student_temperature=self.settings.student_temperature,
-            teacher_temperature=self.settings.teacher_temperature,
-        )
-        return StepOutput(terms.loss, teacher, terms.target_entropy)
-
-    def _with_patches(self, forward: Forward, batch: Views) -> StepOutput:
-        """SEED's loss and, by its weight, how the places of each image relate (`objectives/affinity.py`)."""
+    def _targets(self, batch: Views) -> "list[torch.Tensor]":
+        """The teacher's rows of all large views [v·n, d], and of all small crops where there are any."""
         settings = self.settings
-        given = self.targets.together(batch, 0, ("rows", "patches"))
-        require_grid("teacher", self._teacher.spec, given["patches"].shape[1])
-        student, cells = forward(batch.seen(0, self.encoder.input))
-        output = self._compared(student, given["rows"])
-        divergence = affinity.patch_affinity(
-            cells, given["patches"], temperature=settings.patch_affinity_temperature
-        )
-        return replace(output, loss=output.loss + settings.patch_affinity_weight * divergence)
+        kinds = [[self._rows(batch, place) for place in range(settings.large_crops)]]
+        if settings.small_crops:
+            _, side = self._small_sides(self.encoder.input.size)
+            places = range(settings.large_crops, settings.large_crops + settings.small_crops)
+            kinds.append([self.targets(batch, place, side) for place in places])
+        return [rows[0] if len(rows) == 1 else torch.cat(rows) for rows in kinds]
+
+    def _rows(self, batch: Views, place: int) -> "shapes.Embeddings":
+        """The teacher's rows of a large view; those of the first come in one pass with the patches that are wanted."""
+        if place > 0 or not self._compares_patches:
+            return self.targets(batch, place)
+        return self.targets.together(batch, 0, _TOGETHER)["rows"]
+
+    def _seen(self, batch: Views) -> "list[shapes.ImagesOfAnySize]":
+        """All views as the student expects them."""
+        settings, expected = self.settings, self.encoder.input
+        small = expected
+        if settings.small_crops:
+            small = replace(expected, size=self._small_sides(expected.size)[0])
+        kinds = [expected] * settings.large_crops + [small] * settings.small_crops
+        return [batch.seen(place, kind) for place, kind in enumerate(kinds)]
+
+    def _queued(self, teacher: "Sequence[torch.Tensor]", images: int) -> "shapes.Embeddings":
+        """What is to enter each queue, one after the other: the first view of its kind of each image."""
+        return teacher[0][:images] if len(teacher) == 1 else torch.cat([rows[:images] for rows in teacher])
+
+    def _small_sides(self, image_size: int) -> tuple[int, int]:
+        """Sides of the small crops for student and teacher."""
+        size = small_crop_size(self.settings.small_crop_size, image_size)
+        return size, self.teacher_side(size, image_size)
+
+    def _divergence(self, cells: "shapes.Patches", batch: Views) -> "shapes.Scalar":
+        """How the places of each image relate for the student, and for the teacher (`objectives/affinity.py`)."""
+        target = self.targets.together(batch, 0, _TOGETHER)["patches"]
+        require_grid("teacher", self._teacher.spec, target.shape[1])
+        return affinity.patch_affinity(cells, target, temperature=self.settings.patch_affinity_temperature)
+
+    def _queues(self) -> "tuple[queues.Queue, ...]":
+        """The queue of the large views, and that of the small crops."""
+        return (self.queue,) if self.small_queue is None else (self.queue, self.small_queue)
 
     def advance(self, outputs: Sequence[StepOutput]) -> None:
-        """Push the teacher's rows of all processes, so that every process holds the same queue."""
+        """Push the teacher's rows of all processes, so that every process holds the same queues."""
+        kinds = self._queues()
         for output in outputs:
             assert output.rows is not None
-            self.queue.push(self.group.gather(output.rows))
+            for queue, rows in zip(kinds, output.rows.chunk(len(kinds)), strict=True):
+                queue.push(self.group.gather(rows))
 
     def teacher_queues(self) -> "tuple[queues.Queue, ...]":
-        """The queue; that of rows that came with patches may differ from others' in the last digits."""
-        return () if self._compares_patches else (self.queue,)
+        """All of them; rows that came with patches may differ from other students' in the last digits."""
+        return () if self._compares_patches else self._queues()
 
     def state(self) -> Mapping[str, Any]:
-        """The queue; the teacher is frozen and has no state."""
-        return {"": self.queue}
+        """The queues; the teacher is frozen and has no state."""
+        return dict(zip(("", "small."), self._queues(), strict=False))
 
     def health(self, teacher_rows: "shapes.Embeddings") -> dict[str, float]:
         """Mean entropy of the teacher's target over the queue, in nats."""
@@ -140,12 +226,18 @@ class Seed(Distillation):
 
 
 def build(setup: Setup) -> Seed:
-    """The method of a run."""
+    """The method of a run.
+
+    Raises:
+        InputError: the network cannot take the small crops.
+    """
     frozen, settings = setup.teacher, setup.settings
     assert frozen is not None
     bands = teacher_bands(settings, frozen.input)
     queue = setup.queue(frozen.dim)
     student = setup.encoder(frozen.dim)
+    if settings.small_crops:
+        require_small_crops(student, settings.small_crop_size, settings.NETWORK)
     if settings.patch_affinity_weight > 0:
         require_patches(settings, student, frozen)
     return Seed(
@@ -154,41 +246,10 @@ def build(setup: Setup) -> Seed:
         frozen,
         queue,
         setup.group,
+        small_queue=setup.queue(frozen.dim) if settings.small_crops else None,
         teacher_bands=bands,
         targets=setup.targets,
     )
-
-
-def require_patches(settings: SeedSettings, student: "encoder.Encoder", frozen: "teacher.Teacher") -> None:
-    """Look whether both networks give patches that can be compared, as far as that is known before a batch comes.
-
-    Raises:
-        InputError: one does not, or the teacher is computed by an engine that gives none.
-    """
-    if settings.teacher_engine not in ("auto", "torch"):
-        remedy = "gives no patches, which `patch_affinity_weight` needs; give torch"
-        raise InputError(settings.teacher_engine, remedy, argument="teacher_engine")
-    if "patches" not in frozen.gives:
-        remedy = f"its patches are needed for `patch_affinity_weight`, and {frozen.architecture} does not give them"
-        raise InputError(frozen.spec, remedy, argument="teacher")
-    require_grid(settings.NETWORK, settings.student, patches.count_patches(student.backbone))
-
-
-def require_grid(network: str, name: str, cells: int) -> None:
-    """Look whether a network's patches are a grid that can be compared.
-
-    Raises:
-        InputError: they are not.
-    """
-    if affinity.is_grid(cells):
-        return
-    remedy = "`patch_affinity_weight` needs a square grid of patches or a feature map, and it gives none"
-    if cells == 1:
-        remedy = (
-            "its last feature map has a single cell, and `patch_affinity_weight` compares cells; give a larger "
-            "`image_size`, or `small_stem` for a ResNet"
-        )
-    raise InputError(name, remedy, argument=network)
 
 
 SEED = MethodSpec(

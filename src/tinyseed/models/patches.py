@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tinyseed.models.backbones import Backbone
+from tinyseed.models.crops import grouped
 from tinyseed.models.encoder import Encoder, at_least_float32
 from tinyseed.shapes import Embeddings, Features, Images, Patches
 
@@ -41,10 +42,15 @@ class PatchEncoder(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, images: Images) -> tuple[Embeddings, Patches]:
-        """Unit rows [n, d] and patches [n, p, f] of normalized images, both at least float32."""
-        features, patches = features_and_patches(self.encoder.backbone.network, images)
-        return self.encoder.head(features), at_least_float32(patches)
+    def forward(self, *crops: Tensor) -> tuple[Embeddings, Patches]:
+        """Unit rows [v·n, d] of v normalized crops of n images, and the first crop's patches [n, p, f].
+
+        Both are float32 at least. Crops pass the backbone as in `crops.embed_crops`.
+        """
+        first, *others = grouped(crops)
+        features, patches = features_and_patches(self.encoder.backbone.network, first)
+        everything = torch.cat([features, *(self.encoder.backbone(group) for group in others)])
+        return self.encoder.head(everything), at_least_float32(patches[: len(crops[0])])
 
 
 @torch.no_grad()

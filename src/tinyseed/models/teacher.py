@@ -5,7 +5,7 @@ or state, and no call to train() reaches its batch norm.
 """
 
 import copy
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -39,6 +39,8 @@ class Teacher:
         gives: what it can be asked for.
         engine: how its backbone is computed: "torch", or what `use` was given.
         agreement: how far that engine agrees with torch, as plain values; empty for torch itself.
+        sides: whether it takes images of other sides than its own, as far as that has been found out.
+        remember: called when more of that is known; None: nobody keeps it.
     """
 
     def __init__(self, encoder: Encoder, spec: str) -> None:
@@ -58,6 +60,8 @@ class Teacher:
         self.digest = weights_digest(encoder.state_dict())
         self.engine = "torch"
         self.agreement: dict[str, Any] = {}
+        self.sides: dict[str, bool] = {}
+        self.remember: Callable[[], object] | None = None
         self._compute: Engine = TorchEngine(self._encoder.backbone)
 
     @torch.no_grad()  # not inference_mode: its tensors could not be saved for a student's backward pass
@@ -113,6 +117,26 @@ class Teacher:
             if output not in self.gives:
                 why = f"{self.spec} ({self.architecture}) does not give them; networks of timm do"
                 raise InputError(output, why, argument="cache_outputs")
+
+    def takes(self, side: int) -> bool:
+        """Whether it can see images of another side in pixels than its own, as convolutional networks can."""
+        if side == self.input.size:
+            return True
+        if str(side) not in self.sides:
+            self.sides[str(side)] = self._tries(side)
+            if self.remember is not None:
+                self.remember()
+        return self.sides[str(side)]
+
+    @torch.no_grad()
+    def _tries(self, side: int) -> bool:
+        network = self._network().backbone
+        device = next(network.parameters()).device
+        try:
+            given = network(torch.zeros(1, self.input.channels, side, side, device=device))
+        except (RuntimeError, AssertionError, ValueError):
+            return False
+        return given.shape == (1, self.width)
 
     @property
     def backbone(self) -> Backbone:
