@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tinyseed.models.backbones import Backbone
 from tinyseed.models.crops import grouped
 from tinyseed.models.encoder import Encoder, at_least_float32
-from tinyseed.shapes import Embeddings, Features, Images, Patches
+from tinyseed.shapes import Embeddings, Features, Images
 
 
 def gives_patches(network: nn.Module) -> bool:
@@ -42,7 +42,7 @@ class PatchEncoder(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, *crops: Tensor) -> tuple[Embeddings, Patches]:
+    def forward(self, *crops: Tensor) -> tuple[Embeddings, Float[Tensor, "m p f"]]:
         """Unit rows [v·n, d] of v normalized crops of n images, and the first crop's patches [n, p, f].
 
         Both are float32 at least. Crops pass the backbone as in `crops.embed_crops`.
