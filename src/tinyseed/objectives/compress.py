@@ -72,13 +72,15 @@ def compress_terms(
         dtype = common_dtype(student, teacher, student_rows, teacher_rows)
         scaled = student.to(dtype) / student_temperature
         if len(student_rows) == 0:
-            nothing = scaled.new_zeros(())
-            return CompressTerms(with_gradient(student, nothing, torch.zeros_like(scaled)), nothing)
-        found = soft_lookup(scaled, student_rows.to(dtype))
-        target = _target(teacher.to(dtype) / teacher_temperature, teacher_rows, student_rows)
-        losses = found.log_normalizer - (scaled * target.values).sum(1) - target.entropy
-        gradient = (found.values - target.values) / (student_temperature * len(student))
-        return CompressTerms(with_gradient(student, losses.mean(), gradient), target.entropy.mean())
+            loss = entropy = scaled.new_zeros(())
+            gradient = torch.zeros_like(scaled)
+        else:
+            found = soft_lookup(scaled, student_rows.to(dtype))
+            target = _target(teacher.to(dtype) / teacher_temperature, teacher_rows, student_rows)
+            losses = found.log_normalizer - (scaled * target.values).sum(1) - target.entropy
+            gradient = (found.values - target.values) / (student_temperature * len(student))
+            loss, entropy = losses.mean(), target.entropy.mean()
+    return CompressTerms(with_gradient(student, loss, gradient), entropy)
 
 
 class _Target(NamedTuple):

@@ -79,9 +79,7 @@ def binary_nce(
     with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
         dtype = common_dtype(queries, positives, rows)
         own, scaled = positives.to(dtype), queries.to(dtype) / temperature
-        if len(rows) == 0:
-            return with_gradient(queries, scaled.new_zeros(()), torch.zeros_like(scaled))
-        threshold = math.log(len(rows) / images)
+        threshold = math.log(len(rows) / images) if len(rows) else -math.inf
         score = (scaled * own).sum(1) - threshold
         losses, pulled = -logsigmoid(score), -torch.sigmoid(-score)[:, None] * own
         for _, part in row_blocks(rows, len(queries)):
