@@ -27,6 +27,7 @@ OWN = {
     "seed": {"queue_size": 24, "teacher_temperature": 0.1},
     "contrastive": {"queue_size": 24},
     "compress": {"queue_size": 24},
+    "seed-moco": {"queue_size": 24, "teacher_temperature": 0.1},
     "kmeans": {"clusters": 6},
     "online-clustering": {"queue_size": 24, "prototypes": 8},
 }

@@ -24,6 +24,7 @@ OWN = {
     "regress": {},
     "contrastive": {"queue_size": 12},
     "compress": {"queue_size": 12},
+    "seed-moco": {"queue_size": 12},
     "online-clustering": {"queue_size": 12, "prototypes": 5},
     "kmeans": {"clusters": 4},
 }
@@ -47,6 +48,9 @@ def build(name: str, teacher: Teacher, **changes):
         method.queue.push(unit(7, teacher.dim, 3))
     if name == "compress" and method.student_queue is not None:
         method.student_queue.push(unit(7, method.encoder.dim, 4))
+    if name == "seed-moco":
+        method.contrast.key_encoder.eval()
+        method.contrast.queue.push(unit(7, 128, 4))
     return method
 
 
@@ -128,7 +132,7 @@ def test_a_step_is_its_formula_on_one_view_of_both_networks(teacher, name, own, 
 def test_only_the_student_learns_and_state_changes_only_in_advance(teacher, name):
     method = build(name, teacher)
     before = {key: value.clone() for key, value in method.state_dict().items()}
-    output = method.step(method.module, (images(),), step=0)
+    output = method.step(method.module, (images(),) * len(method.views(32)), step=0)
     output.loss.backward()
     assert all(parameter.grad is not None for parameter in method.module.parameters())
     assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())

@@ -212,20 +212,31 @@ class Runs:
 
 
 def seen_by(methods: Sequence[Method], settings: TrainSettings) -> tuple[View, ...]:
-    """The views that all methods take.
+    """The views that are taken of each image: those of the method that takes most; others take the first of them.
 
     Raises:
         InputError: they do not take the same.
     """
-    first, *others = (method.views(settings.image_size) for method in methods)
-    if any(other != first for other in others):
+    each = [method.views(settings.image_size) for method in methods]
+    longest = max(each, key=len)
+    if any(views != longest[: len(views)] for views in each):
         remedy = "these runs look at different views of the images; train each by itself"
         raise InputError(settings.out, remedy, argument="out")
-    return first
+    return longest
+
+
+def taught_by(methods: Sequence[Method], settings: TrainSettings) -> tuple[View, ...]:
+    """The first of these views: those that the teacher sees for one of the methods."""
+    of_each = [
+        method.taught(method.views(settings.image_size))
+        for method in methods
+        if isinstance(method, Distillation)
+    ]
+    return max(of_each, key=len, default=())
 
 
 def views_of(methods: Sequence[Method], shared: Shared, kept: Kept | None) -> TrainingViews:
-    """How an image becomes the views that all methods take.
+    """How an image becomes the views that the methods take.
 
     Raises:
         InputError: they do not take the same.
@@ -266,8 +277,7 @@ def kept_for(methods: Sequence[Method], shared: Shared) -> Iterator[Kept | None]
     if teacher is None or not isinstance(settings, DistillSettings):
         yield None
         return
-    views, first = seen_by(methods, settings), methods[0]
-    taught = first.taught(views) if isinstance(first, Distillation) else views
+    views, taught = seen_by(methods, settings), taught_by(methods, settings)
     with opened(settings, shared.runtime, shared.data, teacher, views, taught=taught) as kept:
         for method in methods:
             if kept is not None and isinstance(method, Distillation):
