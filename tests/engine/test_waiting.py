@@ -87,7 +87,10 @@ TEACHER = {"teacher": "resnet10t", "teacher_weights": "random", "student": "resn
 CHANNELS = {"teacher_bands": (3, 2, 1), "teacher_image_size": 64}
 RUNS = {
     "seed": (SeedSettings, TEACHER | CHANNELS | {"queue_size": 16, "accumulate": 2, "precision": "bf16"}),
-    "seed-crops": (SeedSettings, TEACHER | {"queue_size": 16, "large_crops": 2, "small_crops": 2}),
+    "seed-crops": (
+        SeedSettings,
+        TEACHER | {"queue_size": 16, "large_crops": 2, "small_crops": 2, "mixup": 0.5},
+    ),
     "moco-v2": (MoCoSettings, NETWORK | {"queue_size": 16}),
     "simclr": (SimCLRSettings, NETWORK | {"optimizer": "lars"}),
     "swav": (SwAVSettings, NETWORK | {"prototypes": 8, "queue_size": 16, "queue_start_epoch": 0}),
