@@ -66,6 +66,7 @@ def launch(
 SEED_SETTINGS = {
     "paper": (),
     "crops": ("--large-crops", "2", "--small-crops", "2", "--small-crop-size", "32"),
+    "mixup": ("--mixup", "0.4", "--queue-warmup", "--queue-size", "24", "--teacher-temperature", "auto"),
 }
 
 

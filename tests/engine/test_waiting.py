@@ -98,7 +98,10 @@ STRATEGIES = {
 RUNS = {
     **{name: (DISTILL_METHODS[name], TEACHER | own) for name, own in STRATEGIES.items()},
     "seed": (SeedSettings, TEACHER | CHANNELS | {"queue_size": 16, "accumulate": 2, "precision": "bf16"}),
-    "seed-crops": (SeedSettings, TEACHER | {"queue_size": 16, "large_crops": 2, "small_crops": 2}),
+    "seed-crops": (
+        SeedSettings,
+        TEACHER | {"queue_size": 16, "large_crops": 2, "small_crops": 2, "mixup": 0.5},
+    ),
     "patch-affinity": (
         SeedSettings,
         TEACHER

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy, normalize
 from tinyseed.checkpoints.load import load_teacher
 from tinyseed.data.render import IMAGENET_MEAN, IMAGENET_STD
 from tinyseed.data.render import normalize as normalized
+from tinyseed.errors import InputError
 from tinyseed.methods.base import Method, Setup
 from tinyseed.methods.seed_moco import DIM, SeedMoCo, SeedMoCoSettings
 from tinyseed.objectives.queue import Queue
@@ -133,3 +134,17 @@ def test_two_views_of_which_the_teacher_sees_one():
     both = made.views(32)
     assert both[0] == both[1]
     assert made.taught(both) == both[:1]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"mixup": 0.5}, "mixup=0.5: MoCo looks for the image in its other view"),
+        ({"ssl_weight": -1.0}, "ssl_weight=-1.0: give a number from 0"),
+        ({"ssl_temperature": 0.0}, "ssl_temperature=0.0: give a number above 0"),
+        ({"encoder_momentum": 1.5}, "encoder_momentum=1.5: give a number from 0 to 1"),
+    ],
+)
+def test_settings_that_cannot_be_meant(given, told):
+    with pytest.raises(InputError, match=told):
+        SeedMoCoSettings(**REQUIRED, **given).check()

@@ -435,9 +435,10 @@ def settle(settings: TrainSettings, folder: RunFolder, shared: Shared) -> TrainS
         workers=shared.workers,
         threads=torch.get_num_threads(),
     )
-    before = folder.settled("queue_size")
-    if getattr(settings, "queue_size", None) == "auto" and before is not None:
-        settled = settled.replaced(queue_size=before)
+    for name in ("queue_size", "teacher_temperature"):
+        before = folder.settled(name)
+        if getattr(settings, name, None) == "auto" and before is not None:
+            settled = settled.replaced(**{name: before})
     if isinstance(settled, DistillSettings):
         engine = engine_of(settled, folder)
         settled = settled.replaced(view_seed=settled.views_seed, teacher_engine=engine)

@@ -12,7 +12,8 @@ from tinyseed.data.augmentation import View
 from tinyseed.data.loader import TrainingBatch, TrainingViews, training_batches
 from tinyseed.engine.log import DivergedError, Log, show
 from tinyseed.engine.monitor import Monitor
-from tinyseed.engine.run import Run, build_learner, claimed, settle
+from tinyseed.engine.rendering import rendered
+from tinyseed.engine.run import Learner, Run, build_learner, claimed, settle
 from tinyseed.engine.run_folder import Quarantine, RunFolder, open_run_folder
 from tinyseed.engine.runtime import Runtime, computing_threads
 from tinyseed.engine.shared import Shared, open_shared
@@ -24,6 +25,7 @@ from tinyseed.methods.base import Method
 from tinyseed.methods.catalog import spec_of
 from tinyseed.methods.distillation import Distillation
 from tinyseed.progress import Progress
+from tinyseed.settings.base import MOST_EPOCHS
 from tinyseed.settings.train import DistillSettings, TrainSettings
 from tinyseed.signals import Stopped, StopRequest
 
@@ -112,6 +114,36 @@ class Runs:
         while True:
             with closing(self._loaded(self.step)) as loaded:
                 yield from loaded
+
+    def preview(self) -> None:
+        """Show those that are at their beginning the images that they want to see before the first step.
+
+        These are the views of an epoch that no run reaches, so that they too follow from the seed alone. The time
+        counts as training. Queues are not shared yet: not all of them may be filled.
+        """
+        beginners = [run for run in self.all if run.going and run.step == 0]
+        images = max((run.method.preview_images for run in beginners), default=0)
+        if not images:
+            return
+        shared, plan, began = self.shared, self.shared.plan, time.monotonic()
+        never = int(MOST_EPOCHS.high) * plan.steps_per_epoch
+        loaded = training_batches(
+            self.views,
+            plan,
+            first_step=never,
+            workers=shared.workers,
+            pin_memory=shared.runtime.device.type == "cuda",
+        )
+        with closing(loaded):
+            for done in range(0, images, plan.batch_size // plan.micro_batches):
+                batch = next(loaded)
+                self.each(beginners, lambda run, bad=batch.bad: run.log.quarantine.add(bad))
+                views = rendered(batch.to(shared.runtime.device))
+                for run in beginners:
+                    if done < run.method.preview_images:
+                        with shared.runtime.autocast():
+                            run.method.preview(views)
+        shared.clock.elapsed += shared.runtime.agreed(time.monotonic() - began)
 
     def _loaded(self, first_step: int) -> Generator[TrainingBatch, None, None]:
         """Batches from a step on, for as long as the steps follow each other."""
@@ -250,6 +282,7 @@ def views_of(methods: Sequence[Method], shared: Shared, kept: Kept | None) -> Tr
         reader=data.reader,
         epochs=settings.view_epochs,
         kept=None if kept is None else kept.crops,
+        mixup=settings.mixup if isinstance(settings, DistillSettings) else 0.0,
     )
 
 
@@ -340,6 +373,7 @@ def open_runs(
         monitors = open_monitors(settled, shared)
         if monitors[0].note is not None:
             progress.say(monitors[0].note)
+        settled = calibrated(settled, learners, monitors, shared, progress)
         runs = Runs(
             shared,
             [
@@ -394,6 +428,28 @@ def introduce(
     for note in (*shared.data.notes, *notes):
         progress.say(note)
     progress.begin("step")
+
+
+def calibrated(
+    settings: Mapping[str, TrainSettings],
+    learners: Sequence[Learner],
+    monitors: Sequence[Monitor],
+    shared: Shared,
+    progress: Progress,
+) -> dict[str, TrainSettings]:
+    """The settings of each run, with those chosen that depend on the teacher's embeddings.
+
+    Raises:
+        InputError: they cannot be chosen.
+    """
+    found: dict[str, TrainSettings] = {}
+    for (name, of_run), learner, monitor in zip(settings.items(), learners, monitors, strict=True):
+        rows = None if monitor.teacher is None else monitor.teacher.rows
+        agree = shared.runtime.agreed
+        found[name], note = learner.method.calibrate(of_run, rows, agree)
+        if note is not None:
+            progress.say(f"{name}: {note}" if name else note)
+    return found
 
 
 def open_monitors(settings: Mapping[str, TrainSettings], shared: Shared) -> list[Monitor]:

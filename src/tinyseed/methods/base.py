@@ -150,6 +150,36 @@ class Method(ABC):
         for prefix, part in parts.items():
             part.load_state_dict(own[prefix])
 
+    def calibrate(
+        self,
+        settings: TrainSettings,
+        teacher_rows: "shapes.Embeddings | None",
+        agree: Callable[[float], float],
+    ) -> tuple[TrainSettings, str | None]:
+        """Choose settings that depend on the teacher's embeddings; called once, before the first step.
+
+        Args:
+            settings: of the run.
+            teacher_rows: the teacher's unit rows of the held-out images; None where there are too few of them.
+            agree: the same number for all processes, from that of each.
+
+        Returns:
+            The settings of the run, with those chosen; and what people should know of them.
+
+        Raises:
+            InputError: they cannot be chosen.
+        """
+        del teacher_rows, agree
+        return settings, None
+
+    def preview(self, views: "tuple[shapes.ImagesOfAnySize, ...]") -> None:  # noqa: B027  (most methods want none)
+        """Change the method's state by views that the network is not trained on, before the first step."""
+
+    @property
+    def preview_images(self) -> int:
+        """How many images it previews before the first step."""
+        return 0
+
     def health(self, teacher_rows: "shapes.Embeddings") -> dict[str, float]:
         """Metrics of the method's own from the teacher's unit rows of the held-out images."""
         del teacher_rows

@@ -2,12 +2,13 @@
 
 Source: Fang et al., SEED: Self-supervised Distillation for Visual Representation, ICLR 2021 (arXiv 2101.04731); small
 crops and their queue as in main_small-patch.py and seed/small_patch_builder.py of its published code.
-Differs: the queues begin empty; the published code's begin with random unit rows, which its first 256 steps replace.
+Differs: the queues begin empty, or with `queue_warmup` filled with embeddings; the published code's begin with random
+unit rows, which its first 256 steps replace.
 That code also has a teacher's temperature of 1e-4 in place of the paper's 0.01, and sets the learning rate once per
 epoch: see the recipes seed-imagenet-code and seed-imagenet-small-patches.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -34,8 +35,15 @@ class SeedSettings(DistillSettings):
     """Rows in the queue; auto: the largest power of two up to half the data set, at most 65,536."""
     student_temperature: float = 0.2
     """Temperature of the student's similarities."""
-    teacher_temperature: float = 0.01
-    """Temperature of the teacher's similarities; the smaller, the closer to InfoNCE."""
+    queue_warmup: bool = False
+    """Fill the queues with the teacher's embeddings of random views before the first step, which takes as many images
+    as the queue has rows. By default they begin empty."""
+    teacher_temperature: float | Literal["auto"] = 0.01
+    """Temperature of the teacher's similarities; the smaller, the closer to InfoNCE. auto: the one at which the
+    teacher's target has the perplexity `target_perplexity`, measured on the held-out images."""
+    target_perplexity: float = 2.0
+    """For `teacher_temperature` auto: over how many images the teacher's target spreads on average, as its perplexity
+    (e to the mean entropy in nats); 1 is the image itself alone."""
     projector: Literal["mlp", "linear"] = "mlp"
     """The student's head onto the teacher's dimension."""
     large_crops: int = 1
@@ -58,13 +66,14 @@ class SeedSettings(DistillSettings):
     """Temperature of these similarities, of both networks."""
 
     OWN: ClassVar = frozenset(
-        {"queue_size", "student_temperature", "teacher_temperature", "projector", "small_crop_weight"}
-        | {"patch_affinity_weight", "patch_affinity_temperature"}
+        {"queue_size", "queue_warmup", "student_temperature", "teacher_temperature", "target_perplexity"}
+        | {"projector", "small_crop_weight", "patch_affinity_weight", "patch_affinity_temperature"}
     )
     RANGES: ClassVar = {
         "queue_size": QUEUE_SIZES,
         "student_temperature": Range(0, LARGEST, above=True),
         "teacher_temperature": Range(0, LARGEST, above=True),
+        "target_perplexity": Range(1, LARGEST, above=True),
         "large_crops": Range(1, 2),
         "small_crops": SMALL_CROPS,
         "small_crop_size": IMAGE_SIDES,
@@ -145,7 +154,7 @@ class Seed(Distillation):
                 teacher[kind],
                 queue.rows(),
                 student_temperature=settings.student_temperature,
-                teacher_temperature=settings.teacher_temperature,
+                teacher_temperature=self._teacher_temperature,
             )
             for kind, queue in enumerate(self._queues())
         ]
@@ -200,6 +209,53 @@ class Seed(Distillation):
         """The queue of the large views, and that of the small crops."""
         return (self.queue,) if self.small_queue is None else (self.queue, self.small_queue)
 
+    @property
+    def _teacher_temperature(self) -> float:
+        given = self.settings.teacher_temperature
+        assert given != "auto", "calibrate chooses it"
+        return given
+
+    def calibrate(
+        self,
+        settings: TrainSettings,
+        teacher_rows: "shapes.Embeddings | None",
+        agree: Callable[[float], float],
+    ) -> tuple[TrainSettings, str | None]:
+        """Choose the teacher's temperature, if it is to be chosen."""
+        given = self.settings
+        if given.teacher_temperature != "auto":
+            return settings, None
+        if teacher_rows is None:
+            remedy = (
+                "is measured on held-out images, of which there are too few; give a number, or `val_data`"
+            )
+            raise InputError("auto", remedy, argument="teacher_temperature")
+        perplexity, size = given.target_perplexity, self.queue.size
+        if perplexity >= size + 1:
+            remedy = (
+                f"the queue has {size:,} rows; give a number below {size + 1:,}, or a larger `queue_size`"
+            )
+            raise InputError(perplexity, remedy, argument="target_perplexity")
+        chosen = agree(objective.temperature_for(teacher_rows, perplexity, size))
+        self.settings = replace(given, teacher_temperature=chosen)
+        images = min(len(teacher_rows), objective.CALIBRATED_ON)
+        note = (
+            f"teacher temperature {chosen:g}: its target spreads over {perplexity:g} images on average "
+            f"(measured on {images:,} held-out images)"
+        )
+        return settings.replaced(teacher_temperature=chosen), note
+
+    @property
+    def preview_images(self) -> int:
+        """As many as the queue has rows, where it is to be filled."""
+        return self.queue.size if self.settings.queue_warmup else 0
+
+    def preview(self, views: "tuple[shapes.ImagesOfAnySize, ...]") -> None:
+        """Push the teacher's rows."""
+        batch = Views.of(views)
+        rows = self._queued(self._targets(batch), len(batch[0]))
+        self.advance([StepOutput(torch.zeros(()), rows)])
+
     def advance(self, outputs: Sequence[StepOutput]) -> None:
         """Push the teacher's rows of all processes, so that every process holds the same queues."""
         kinds = self._queues()
@@ -220,7 +276,7 @@ class Seed(Distillation):
         """Mean entropy of the teacher's target over the queue, in nats."""
         rows = self.queue.rows()
         entropy = objective.target_entropy(
-            teacher_rows.to(rows.device), rows, teacher_temperature=self.settings.teacher_temperature
+            teacher_rows.to(rows.device), rows, teacher_temperature=self._teacher_temperature
         )
         return {"target_entropy": float(entropy.mean())}
 

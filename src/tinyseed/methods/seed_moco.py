@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from tinyseed.data.augmentation import View
+from tinyseed.errors import InputError
 from tinyseed.methods.base import Forward, MethodSpec, Setup, StepOutput
 from tinyseed.methods.momentum_contrast import MomentumContrast
 from tinyseed.methods.one_view import OneViewAndQueue, QueueSettings
@@ -51,6 +52,15 @@ class SeedMoCoSettings(QueueSettings):
         "ssl_temperature": Range(0, LARGEST, above=True),
         "encoder_momentum": Range(0, 1),
     }
+
+    def check(self) -> None:
+        """Refuse settings that cannot be meant; see `Settings.check`."""
+        super().check()
+        if self.mixup:
+            remedy = (
+                "MoCo looks for the image in its other view, which would be another mixture; leave it out"
+            )
+            raise InputError(self.mixup, remedy, argument="mixup")
 
 
 @dataclass(frozen=True)

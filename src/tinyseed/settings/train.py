@@ -226,6 +226,11 @@ class TrainSettings(ChannelSettings):
         """After how many epochs the views repeat; None: never."""
         return None
 
+    @property
+    def images_together(self) -> int:
+        """How many adjacent images of a batch have to be in the same forward pass."""
+        return 1
+
     def check(self) -> None:
         """Refuse settings that cannot be meant; see `Settings.check`."""
         super().check()
@@ -300,6 +305,9 @@ class DistillSettings(TrainSettings):
     """Smallest and largest fraction of the image's area that a view covers. By default that of the augmentation."""
     color_jitter: tuple[float, ...] = ()
     """Largest changes of brightness, contrast, saturation and hue. By default those of the augmentation."""
+    mixup: float = 0.0
+    """Mix each view with that of another image, the same for teacher and student: its share is drawn from Beta(a, a)
+    for this number a, such as 0.2 or 1; 0: views are not mixed."""
     cache_views: int | None = None
     """Keep the teacher's vectors of this many random views of each image on disk: they are computed in the first epochs
     and read from then on, also by later runs with other students, loss settings or seeds. By default views never
@@ -318,6 +326,7 @@ class DistillSettings(TrainSettings):
     NETWORK: ClassVar[str] = "student"
     OWN: ClassVar = frozenset({"student"})
     RANGES: ClassVar = {
+        "mixup": Range(0, LARGEST),
         "cache_views": Range(1, 10_000),
         "view_seed": SEEDS,
         "teacher_image_size": IMAGE_SIDES,
@@ -341,6 +350,11 @@ class DistillSettings(TrainSettings):
     def view_epochs(self) -> int | None:
         """After how many epochs the views repeat; None: never."""
         return self.cache_views
+
+    @property
+    def images_together(self) -> int:
+        """Pairs, where views are mixed."""
+        return 2 if self.mixup else 1
 
     def check(self) -> None:
         """Refuse settings that cannot be meant; see `Settings.check`."""
@@ -367,6 +381,11 @@ class DistillSettings(TrainSettings):
         if "rows" not in self.cache_outputs:
             given = " ".join(self.cache_outputs) or MISSING
             raise InputError(given, "give rows, too: the student learns them", argument="cache_outputs")
+        if self.mixup and self.cache_views is not None:
+            remedy = (
+                "mixes other pairs of images in each epoch, which cannot be kept; leave out `cache_views`"
+            )
+            raise InputError(self.mixup, remedy, argument="mixup")
         for name, given in (("cache", self.cache), ("cache_crops", self.cache_crops)):
             if given and self.cache_views is None:
                 remedy = "give `cache_views` beside it: how many views of each image are kept"
