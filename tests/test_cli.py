@@ -28,6 +28,8 @@ def test_the_overview_begins_with_a_runnable_example(capsys):
     ("verb", "begins"),
     [
         (("distill",), "usage: tinyseed distill --data"),
+        (("distill", "--method", "regress"), "usage: tinyseed distill --method regress --data"),
+        (("distill", "--method=compress"), "usage: tinyseed distill --method compress --data"),
         (("pretrain", "moco-v1"), "usage: tinyseed pretrain moco-v1 --data"),
         (("pretrain", "moco-v2"), "usage: tinyseed pretrain moco-v2 --data"),
         (("pretrain", "simclr"), "usage: tinyseed pretrain simclr --data"),
@@ -56,6 +58,25 @@ def test_help_of_each_verb_shows_an_example_first(capsys, verb, begins):
             "verb: destill: give one of distill, pretrain, evaluate, recipes, teachers, cache, demo",
         ),
         (("pretrain", "byol"), "method: byol: give one of moco-v1, moco-v2, simclr, swav"),
+        (("distill", "--method", "byol"), "--method: byol: give one of seed, regress, kmeans, "),
+        (("distill", "--method", "--lr", "1"), "--method: expected at least one argument"),
+        (("distill", "--method", "seed", "seed"), "--method: seed seed: give each value once"),
+        (
+            ("distill", "--method", "regress", "--data", "x", "--queue-size", "8"),
+            "--queue-size: 8: unknown flag; ",
+        ),
+        (
+            ("distill", "--method", "seed", "regress", "--data", "x", "--quue-size", "8"),
+            "--quue-size: 8: unknown flag; did you mean --queue-size?",
+        ),
+        (
+            ("distill", "--method", "seed", "regress", "--recipe", "simreg"),
+            "--recipe: simreg: is for one method; give one --method",
+        ),
+        (
+            ("distill", "--recipe", "simreg"),
+            "--recipe: simreg: is for tinyseed distill --method regress; here give one of seed-imagenet",
+        ),
         (("evaluate", "magic"), "evaluation: magic: give one of knn"),
         (("distill",), "--data: missing: give it, as in: tinyseed distill"),
         (
@@ -85,6 +106,34 @@ def test_pretrain_alone_lists_the_methods(capsys):
     assert code == 0
     assert out.startswith("tinyseed pretrain moco-v2 --data")
     assert all(f"\n  {name}" in out for name in PRETRAIN_METHODS)
+
+
+def test_the_help_of_distill_lists_the_methods_and_shows_the_flags_of_the_one_that_is_named(capsys):
+    from tinyseed.api import DISTILL_METHODS
+
+    _, of_seed, _ = typed(capsys, "distill", "--help")
+    assert all(f"\n  {name} " in of_seed for name in DISTILL_METHODS)
+    assert "--teacher-temperature X" in of_seed
+    _, of_regress, _ = typed(capsys, "distill", "--method", "regress", "--help")
+    assert "--loss l2|cosine" in of_regress
+    assert "--teacher-temperature" not in of_regress
+
+
+def test_several_methods_take_the_flags_that_they_have(capsys, monkeypatch):
+    made = {}
+    monkeypatch.setattr("tinyseed.engine.train.train_students", lambda runs: made.update(runs) or {})
+    common = ("distill", "--data", "d", "--teacher", "t", "--student", "s", "--out", "o")
+    given = ("--queue-size", "8", "--loss=cosine", "--grid", "lr=0.1,1", "teacher_temperature=0.1")
+    code, _, err = typed(capsys, *common, "--method", "seed", "regress", *given)
+    assert code == 0, err
+    assert {name: str(of_run.out) for name, of_run in made.items()} == {
+        "seed,lr=0.1,teacher_temperature=0.1": "o/seed,lr=0.1,teacher_temperature=0.1",
+        "seed,lr=1.0,teacher_temperature=0.1": "o/seed,lr=1.0,teacher_temperature=0.1",
+        "regress,lr=0.1": "o/regress,lr=0.1",
+        "regress,lr=1.0": "o/regress,lr=1.0",
+    }
+    first, *_, last = made.values()
+    assert (first.queue_size, first.teacher_temperature, last.loss) == (8, 0.1, "cosine")
 
 
 def test_a_teacher_that_is_not_there_is_a_missing_path_or_an_unknown_name(capsys, photos, tmp_path):
@@ -166,9 +215,10 @@ def test_help_and_recipes_need_no_torch():
         from contextlib import redirect_stdout, suppress
         from tinyseed import cli
         from tinyseed.evaluations import EVALUATIONS
-        from tinyseed.methods.catalog import pretrain_methods
+        from tinyseed.methods.catalog import distill_methods, pretrain_methods
         verbs = [[], ["distill"], ["pretrain"], ["evaluate"], ["recipes"], ["teachers"], ["demo"]]
         verbs += [["pretrain", name] for name in pretrain_methods()]
+        verbs += [["distill", "--method", name] for name in distill_methods()]
         verbs += [["evaluate", spec.name] for spec in EVALUATIONS]
         for verb in [*([*verb, "--help"] for verb in verbs), ["recipes"], ["recipes", "seed-imagenet"]]:
             with redirect_stdout(io.StringIO()), suppress(SystemExit):

@@ -10,17 +10,16 @@ import pytest
 
 import tinyseed
 from tinyseed import cli
-from tinyseed.api import PRETRAIN_METHODS
 from tinyseed.errors import InputError
 from tinyseed.evaluations import EVALUATIONS
+from tinyseed.methods.catalog import METHODS
 from tinyseed.methods.distillation import augmentation
 from tinyseed.methods.seed import SeedSettings
 from tinyseed.recipes import RECIPES, settings_of
 
 REQUIRED = {"data": ("photos",), "out": Path("run"), "teacher": "resnet18", "student": "resnet18"}
 SETTINGS = {
-    "distill": SeedSettings,
-    **{f"pretrain {name}": kind for name, kind in PRETRAIN_METHODS.items()},
+    **{spec.command: spec.settings for spec in METHODS},
     **{f"evaluate {spec.name}": spec.settings for spec in EVALUATIONS},
 }
 TRAINING = [name for name, recipe in RECIPES.items() if not recipe.command.startswith("evaluate ")]
@@ -46,13 +45,16 @@ def test_every_recipe_trains_for_two_steps(few_photos, tmp_path, name):
         tiny["warmup_lr"] = 0.01
     if "queue_size" in recipe.settings():
         tiny["queue_size"] = 8
+    if "small_crops" in recipe.settings():
+        tiny |= {"small_crop_size": 16, "small_crops": 2}
     if recipe.command == "pretrain swav":
         tiny |= {"prototypes": 5, "small_crop_size": 8, "small_crops": 1, "queue_start_epoch": 0}
-    if recipe.command == "distill":
+    verb, *_, method = recipe.command.split()
+    if verb == "distill":
         networks = {"teacher": "resnet10t", "teacher_weights": "random", "student": "resnet10t"}
+        networks |= {} if method == verb else {"method": method}
         summary = tinyseed.distill(data=few_photos, out=tmp_path / "run", **networks, **tiny)
     else:
-        method = recipe.command.removeprefix("pretrain ")
         summary = tinyseed.pretrain(
             method, data=few_photos, backbone="resnet10t", out=tmp_path / "run", **tiny
         )

@@ -38,7 +38,9 @@ def flags(settings: type) -> set[str]:
 
 @pytest.mark.parametrize("command", BEFORE["flags"])
 def test_every_former_flag_is_there(command):
-    beside = {"--grid"} if command == "distill" else set()  # makes several settings of one
+    beside = (
+        {"--grid", "--method"} if command.split()[0] == "distill" else set()
+    )  # make several settings of one
     assert set(BEFORE["flags"][command]) <= flags(SETTINGS[command]) | beside
 
 

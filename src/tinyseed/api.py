@@ -16,21 +16,25 @@ from tinyseed.errors import MISSING, InputError, RunError, argument
 from tinyseed.evaluation.report import Report
 from tinyseed.evaluation.run import evaluate as run_evaluation
 from tinyseed.evaluations import find_evaluation
-from tinyseed.methods.catalog import find_method, pretrain_methods
-from tinyseed.methods.seed import SEED
+from tinyseed.methods.catalog import distill_methods, find_method, find_methods, pretrain_methods
 from tinyseed.models.encoder import Encoder
 from tinyseed.models.spec import ModelSpec, Output
 from tinyseed.models.teacher import Teacher
-from tinyseed.recipes import settings_of
+from tinyseed.recipes import recipe_for
 from tinyseed.settings.base import aliases
-from tinyseed.settings.several import several
+from tinyseed.settings.several import given_for, several_methods
+from tinyseed.settings.train import TrainSettings
 
 Paths = str | Path | Sequence[str | Path]
 
 PRETRAIN_METHODS = {name: spec.settings for name, spec in pretrain_methods().items()}
 """The methods of `pretrain` and their settings."""
 
+DISTILL_METHODS = {name: spec.settings for name, spec in distill_methods().items()}
+"""The methods of `distill` and their settings."""
+
 __all__ = [
+    "DISTILL_METHODS",
     "PRETRAIN_METHODS",
     "describe_teacher",
     "distill",
@@ -48,6 +52,7 @@ def distill(
     teacher: str | Path,
     student: str | Sequence[str],
     out: str | Path,
+    method: str | Sequence[str] = "seed",
     grid: Mapping[str, Sequence[Any]] | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> Metrics | dict[str, Metrics]:
@@ -58,10 +63,12 @@ def distill(
         teacher: a run folder, a checkpoint file or its URL, or a model name.
         student: a model name (timm's, or torchvision/NAME), or several, which learn from the same pass of the teacher.
         out: folder to write the run to; of several runs, the folder of their folders.
+        method: how the student learns, one of `DISTILL_METHODS`, or several, each of which trains runs of its own.
         grid: values of a student's settings, such as `{"teacher_temperature": [0.01, 0.1]}`: a run for each of them,
             or for each combination.
-        settings: further settings, named as the flags of `tinyseed distill` (`epochs=20`, `image_size=64`);
-            `recipe="seed-imagenet"` provides those that are not given.
+        settings: further settings, named as the flags of `tinyseed distill --method NAME` (`epochs=20`,
+            `image_size=64`); `recipe="seed-imagenet"` provides those that are not given. Of several methods each takes
+            those that it has.
 
     Returns:
         The metrics of summary.json; of several runs, by their names.
@@ -73,12 +80,24 @@ def distill(
     students = [student] if isinstance(student, str) else list(student)
     if not students:
         raise InputError(MISSING, "give at least one network", argument="student")
+    names = [method] if isinstance(method, str) else list(method)
+    specs = {spec.name: spec for spec in find_methods(names, distill_methods())}
+    kinds: dict[str, type[TrainSettings]] = {name: spec.settings for name, spec in specs.items()}
     given = {"data": data, "teacher": teacher, "student": students[0], "out": out, **settings}
-    filled = _filled(SEED.settings, given, SEED.command)
-    if len(students) == 1 and not grid:
-        return train(filled)
-    values = {field.name: getattr(filled, field.name) for field in dataclasses.fields(filled)}
-    outcomes = train_students(several(SEED.settings, values, students, grid or {}))
+    recipe_for(settings.get("recipe"), [spec.command for spec in specs.values()])
+    filled = {
+        name: _filled(spec.settings, given_for(given, spec.settings, kinds.values()), spec.command)
+        for name, spec in specs.items()
+    }
+    (first, *others), grid = filled, grid or {}
+    if not others and len(students) == 1 and not grid:
+        return train(filled[first])
+    values = {
+        name: {field.name: getattr(of_method, field.name) for field in dataclasses.fields(of_method)}
+        for name, of_method in filled.items()
+    }
+    grids = {name: given_for(grid, kind, kinds.values()) for name, kind in kinds.items()}
+    outcomes = train_students(several_methods(kinds, values, students, grids))
     failed = [f"{name}: {error}" for name, error in outcomes.items() if isinstance(error, RunError)]
     if failed:
         raise RunError("; ".join(failed))
@@ -110,7 +129,7 @@ def pretrain(
         InputError: a setting, path or model is wrong.
         RunError: the run failed; its last checkpoint is intact.
     """
-    spec = find_method(method)
+    spec = find_method(method, pretrain_methods())
     given = {"data": data, "backbone": backbone, "out": out, **settings}
     return train(_filled(spec.settings, given, spec.command))
 
@@ -257,7 +276,7 @@ def _filled(kind: type, given: dict[str, Any], command: str | None = None) -> An
             remedy = f"unknown setting; did you mean {close[0]}?" if close else "unknown setting"
             raise InputError(value, remedy, argument=name)
     recipe = given.get("recipe")
-    filled = given if recipe is None or command is None else settings_of(recipe, command) | given
+    filled = given if command is None else recipe_for(recipe, [command]) | given
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and name not in filled:
             raise InputError(MISSING, "give it", argument=name)

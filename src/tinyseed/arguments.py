@@ -13,17 +13,24 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from tinyseed.errors import MISSING, InputError, references_as
 from tinyseed.settings.base import flag
-from tinyseed.settings.several import GRID_HELP, grid_of, require_own, several
+from tinyseed.settings.several import (
+    GRID_HELP,
+    METHOD_HELP,
+    given_for,
+    grid_of,
+    require_own,
+    several_methods,
+)
 from tinyseed.settings.train import TrainSettings
 from tinyseed.text import one_line
 
 Settings = TypeVar("Settings")
-Kind = TypeVar("Kind", bound=TrainSettings)
 
 _KINDS: dict[type, str] = {int: "an integer", float: "a number", str: "a text", Path: "a path"}
 _METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
@@ -77,34 +84,67 @@ def parse(
 
 
 def parse_several(
-    settings: type[Kind],
+    methods: Mapping[str, type[TrainSettings]],
     arguments: Sequence[str],
     *,
     command: str,
     example: str,
     about: str,
+    known: Mapping[str, str],
     defaults: Mapping[str, Any] | None = None,
-) -> Kind | dict[str, Kind]:
-    """The same for a command that can train several networks, or a grid of settings: `settings.several.several`.
+) -> TrainSettings | dict[str, TrainSettings]:
+    """The same for a command that can train several networks, a grid of settings, or several methods.
+
+    Args:
+        methods: the settings of each method that is to run, by its name.
+        arguments: as typed.
+        command: as for `parse`, as are `example`, `about` and `defaults`.
+        example: begins the help.
+        about: what the first method does.
+        known: every method that there is and what it does, for the help.
+        defaults: take the place of the fields' own.
 
     Returns:
-        The settings of the only run, or of each by its name.
+        The settings of the only run, or of each by its name: `settings.several`.
 
     Raises:
         UsageError: as `parse`.
         InputError: the grid is wrong.
     """
-    network = settings.NETWORK
-    parser = _parser(settings, command, example, about, defaults or {}, several=network)
-    help_text = " ".join(references_as(GRID_HELP, flag).split())
-    parser.add_argument("--grid", nargs="+", default=[], metavar="NAME=VALUE,VALUE", help=help_text)
-    values = _values(parser, arguments, command, example)
-    students: tuple[str, ...] = values.pop(network)
-    typed = grid_of(values.pop("grid"))
-    if len(students) == 1 and not typed:
-        values[network] = students[0]
-        return settings(**values)
-    return several(settings, values, students, _converted(settings, typed))
+    parsers = {
+        name: _with_methods(
+            _parser(kind, command, example, about, defaults or {}, several=kind.NETWORK), known
+        )
+        for name, kind in methods.items()
+    }
+    every = list(parsers.values())
+    values = {name: _values(parser, arguments, command, example, every) for name, parser in parsers.items()}
+    first = next(iter(methods))
+    kind = methods[first]
+    students: tuple[str, ...] = values[first][kind.NETWORK]
+    typed = grid_of(values[first]["grid"])
+    for given in values.values():
+        del given["grid"], given["method"], given[kind.NETWORK]
+    if len(methods) == len(students) == 1 and not typed:
+        return kind(**{**values[first], kind.NETWORK: students[0]})
+    grids = {
+        name: _converted(each, given_for(typed, each, methods.values())) for name, each in methods.items()
+    }
+    return several_methods(methods, values, students, grids)
+
+
+def _with_methods(parser: "_Parser", known: Mapping[str, str]) -> "_Parser":
+    """Add the flags that make several runs of one command."""
+    grid, method = (" ".join(references_as(text, flag).split()) for text in (GRID_HELP, METHOD_HELP))
+    parser.add_argument("--grid", nargs="+", default=[], metavar="NAME=VALUE,VALUE", help=grid)
+    default = next(iter(known))
+    parser.add_argument(
+        "--method", nargs="+", default=[], metavar="NAME", help=f"{method} (default {default})"
+    )
+    width = max(map(len, known)) + 2
+    listed = "\n".join(f"  {name:<{width}}{about}" for name, about in known.items())
+    parser.epilog = f"methods (tinyseed distill --method NAME --help shows the flags of one):\n{listed}"
+    return parser
 
 
 def _converted(settings: type[TrainSettings], typed: Mapping[str, Sequence[str]]) -> dict[str, list[Any]]:
@@ -127,8 +167,10 @@ def _switch(text: str) -> bool:
     return text == "true"
 
 
-def _values(parser: _Parser, arguments: Sequence[str], command: str, example: str) -> dict[str, Any]:
-    """The values of the flags; several are a tuple."""
+def _values(
+    parser: _Parser, arguments: Sequence[str], command: str, example: str, others: Sequence[_Parser] = ()
+) -> dict[str, Any]:
+    """The values of the flags; several are a tuple. Flags that others know are left to those."""
     try:
         filled, unknown = parser.parse_known_args(list(arguments))
     except _ParseError as error:
@@ -136,6 +178,7 @@ def _values(parser: _Parser, arguments: Sequence[str], command: str, example: st
         value, _, remedy = rest.partition(": ")
         typed = typed.partition("/")[0]
         raise UsageError(value, remedy or f"see {command} --help", argument=typed) from None
+    unknown = _without_flags_of(others, unknown)
     if unknown:
         remedy = _closest(unknown[0], parser, command)
         raise UsageError(" ".join(unknown[1:2]) or "given", remedy, argument=unknown[0])
@@ -144,6 +187,32 @@ def _values(parser: _Parser, arguments: Sequence[str], command: str, example: st
     if missing:
         raise UsageError(MISSING, f"give it, as in: {example}", argument=flag(missing[0]))
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _without_flags_of(parsers: Sequence[_Parser], unknown: Sequence[str]) -> list[str]:
+    """Words that none of these parsers knows, as flags or as a flag's values."""
+    flags = {typed for parser in parsers for action in parser._actions for typed in action.option_strings}
+    left, skipped = list[str](), False
+    for word in unknown:
+        if word.startswith("--"):
+            skipped = word.partition("=")[0] in flags
+        left += [] if skipped else [word]
+    return left
+
+
+def values_of(typed: str, arguments: Sequence[str]) -> list[str]:
+    """The values of a flag that takes several, before anything else is parsed.
+
+    >>> values_of("--method", ["--method", "seed", "regress", "--lr", "1"]), values_of("--method", ["--method=seed"])
+    (['seed', 'regress'], ['seed'])
+    """
+    found: list[str] = []
+    for position, argument in enumerate(arguments):
+        if argument == typed:
+            found = list(takewhile(lambda word: not word.startswith("-"), arguments[position + 1 :]))
+        elif argument.startswith(f"{typed}="):
+            found = [argument.removeprefix(f"{typed}=")]
+    return found
 
 
 def value_of(typed: str, arguments: Sequence[str]) -> str | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, TypeVar
 
-from tinyseed.arguments import UsageError, parse, parse_several, value_of, with_flags
+from tinyseed.arguments import UsageError, parse, parse_several, value_of, values_of, with_flags
 from tinyseed.errors import InputError, RunError, first_line, references_as, remedy_of
 from tinyseed.files import json_text
 from tinyseed.settings.base import flag
@@ -131,13 +131,28 @@ def _overview() -> str:
 
 
 def _distill(rest: Sequence[str]) -> int:
-    from tinyseed.methods.seed import SEED
+    from tinyseed.methods.catalog import distill_methods, find_methods
+    from tinyseed.recipes import recipe_for
 
-    return _train(SEED, rest, VERBS["distill"].example)
+    known = distill_methods()
+    specs = find_methods(values_of("--method", rest), known)
+    commands = [spec.command for spec in specs]
+    command = f"tinyseed {commands[0]}" if len(specs) == 1 else "tinyseed distill"
+    settings = parse_several(
+        {spec.name: spec.settings for spec in specs},
+        rest,
+        command=command,
+        example=VERBS["distill"].example.replace("tinyseed distill", command),
+        about=f"{specs[0].about}.",
+        known={name: spec.about for name, spec in known.items()},
+        defaults=recipe_for(value_of("--recipe", rest), commands),
+    )
+    return _train_students(settings) if isinstance(settings, dict) else _train(settings, specs[0])
 
 
 def _pretrain(rest: Sequence[str]) -> int:
     from tinyseed.methods.catalog import find_method, pretrain_methods
+    from tinyseed.recipes import recipe_for
 
     match list(rest):
         case [] | ["-h" | "--help"]:
@@ -145,27 +160,20 @@ def _pretrain(rest: Sequence[str]) -> int:
             print(f"{VERBS['pretrain'].example}\n\nmethods (tinyseed pretrain METHOD --help):\n{methods}")
             return 0
         case [method, *flags]:
-            spec = _named("method", lambda: find_method(method))
-            example = f"tinyseed pretrain {method} --data photos/ --backbone resnet50 --out runs/teacher"
-            return _train(spec, flags, example)
+            spec = _named("method", lambda: find_method(method, pretrain_methods()))
+            settings = parse(
+                spec.settings,
+                flags,
+                command=f"tinyseed {spec.command}",
+                example=f"tinyseed pretrain {method} --data photos/ --backbone resnet50 --out runs/teacher",
+                about=f"{spec.about}.",
+                defaults=recipe_for(value_of("--recipe", flags), [spec.command]),
+            )
+            return _train(settings, spec)
     raise AssertionError
 
 
-def _train(spec: "MethodSpec", rest: Sequence[str], example: str) -> int:
-    """Run a method with settings from the flags; `--recipe NAME` provides the defaults."""
-    from tinyseed.recipes import settings_of
-
-    name = value_of("--recipe", rest)
-    settings = (parse_several if spec.has_teacher else parse)(
-        spec.settings,
-        rest,
-        command=f"tinyseed {spec.command}",
-        example=example,
-        about=f"{spec.about}.",
-        defaults={} if name is None else settings_of(name, spec.command),
-    )
-    if isinstance(settings, dict):
-        return _train_students(settings)
+def _train(settings: "TrainSettings", spec: "MethodSpec") -> int:
     from tinyseed.engine.train import train
 
     train(settings)

@@ -6,7 +6,7 @@ is and where it comes from. Its name is the function's name with hyphens. Settin
 
 import ast
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -45,12 +45,30 @@ def seed_imagenet_code() -> Settings:
     return seed_imagenet() | {"teacher_temperature": 1e-4, "schedule": "cosine-epoch"}
 
 
+def seed_imagenet_small_patches() -> Settings:
+    """SEED on ImageNet with six small crops beside the view, as the published code learns from SwAV teachers.
+
+    Source: main_small-patch.py, seed/small_patch_builder.py, tools/opts.py and tools/utils.py of the code of Fang et
+    al., SEED, ICLR 2021 (arXiv 2101.04731): view from 0.14 of the area on, small crops of 96 px from 0.05 to 0.14, both
+    with MoCo v2's jitter; a queue for each; both losses with the same weight; teacher's temperature 1e-4.
+    Differs: the queues begin empty, not with random rows; networks compute in bfloat16 or float32, not in float16.
+    """
+    return seed_imagenet_code() | {
+        "crop_scale": (0.14, 1.0),
+        "large_crops": 1,
+        "small_crops": 6,
+        "small_crop_size": 96,
+        "small_crop_scale": (0.05, 0.14),
+        "small_crop_weight": 1.0,
+    }
+
+
 def seed_imagenet_swav() -> Settings:
     """SEED on ImageNet from a SwAV teacher, without small crops: views cover from 0.14 of the area on, not 0.2.
 
     Source: `swav_aug` in tools/utils.py of the code of Fang et al., SEED, ICLR 2021 (arXiv 2101.04731). Its jitter is
     MoCo v2's, half of what SwAV itself has (`augmentation` swav).
-    Differs: the published runs from SwAV teachers have six small crops beside the view.
+    Differs: the published runs from SwAV teachers have six small crops beside the view (seed-imagenet-small-patches).
     """
     return seed_imagenet() | {"crop_scale": (0.14, 1.0)}
 
@@ -63,6 +81,57 @@ def seed_imagenet_simclr() -> Settings:
     Differs: views are converted to grayscale after the jitter, not before.
     """
     return seed_imagenet() | {"augmentation": "moco-v1", "blur_probability": 0.0}
+
+
+def simreg() -> Settings:
+    """SimReg on ImageNet, 130 epochs: a head of four layers, the teacher's backbone features as its target.
+
+    Source: Navaneet et al., SimReg, BMVC 2021 (arXiv 2201.05131), and run.sh and main.py of its published code.
+    Differs: all hidden layers are as wide as the backbone's features, with batch norm and ReLU behind each; in the
+    published code the first and the third are twice as wide, and the second has neither. A fifth of the views is
+    converted to grayscale; there they are cropped and mirrored only.
+    """
+    return {
+        "epochs": 130,
+        "batch_size": 256,
+        "image_size": 224,
+        "loss": "l2",
+        "teacher_output": "backbone",
+        "projector": "mlp-bn",
+        "projector_layers": 4,
+        "color_jitter": (0.0, 0.0, 0.0, 0.0),
+        "blur_probability": 0.0,
+        "warmup_epochs": 0.0,
+        **_sgd(lr=0.05, weight_decay=1e-4),
+        "schedule": "cosine-epoch",
+    }
+
+
+def compress_imagenet() -> Settings:
+    """CompRess-2q on ImageNet, 130 epochs: the student's features against a queue of its own, of 128,000 images.
+
+    Source: Abbasi Koohpayegani et al., CompRess, NeurIPS 2020 (arXiv 2010.14713), and train_student.py of its published
+    code.
+    Differs: the student's queue is filled without a momentum encoder. The learning rate is divided by ten at 60 % and
+    80 % of the run, there by five after epochs 90 and 120. A fifth of the views is converted to grayscale; there they
+    are cropped and mirrored only.
+    """
+    return {
+        "epochs": 130,
+        "batch_size": 256,
+        "image_size": 224,
+        "queue_size": 128_000,
+        "student_temperature": 0.04,
+        "teacher_temperature": 0.04,
+        "teacher_output": "backbone",
+        "projector": "none",
+        "crop_scale": (0.08, 1.0),
+        "color_jitter": (0.0, 0.0, 0.0, 0.0),
+        "blur_probability": 0.0,
+        "warmup_epochs": 0.0,
+        **_sgd(lr=0.01, weight_decay=1e-4),
+        "schedule": "step",
+    }
 
 
 def seed_knn() -> Settings:
@@ -395,9 +464,12 @@ def _docstring(function: Callable[[], Settings]) -> str:
 _RECIPES = (
     Recipe("distill", seed_imagenet),
     Recipe("distill", seed_imagenet_code),
+    Recipe("distill", seed_imagenet_small_patches),
     Recipe("distill", seed_imagenet_swav),
     Recipe("distill", seed_imagenet_simclr),
     Recipe("distill", seed_cifar),
+    Recipe("distill --method regress", simreg),
+    Recipe("distill --method compress", compress_imagenet),
     Recipe("pretrain moco-v1", moco_v1_imagenet),
     Recipe("pretrain moco-v1", moco_v1_cifar),
     Recipe("pretrain moco-v2", moco_v2_imagenet),
@@ -438,6 +510,24 @@ def settings_of(name: str, command: str) -> Settings:
     return recipe.settings()
 
 
+def recipe_for(name: str | None, commands: Sequence[str]) -> Settings:
+    """The settings of a recipe; none where none is named.
+
+    Args:
+        name: of the recipe.
+        commands: of the run; several methods of `tinyseed distill` have several.
+
+    Raises:
+        InputError: as `settings_of`, or there are several commands.
+    """
+    if name is None:
+        return {}
+    if len(commands) > 1:
+        remedy = "is for one method; give one `method`, or the settings themselves"
+        raise InputError(name, remedy, argument="recipe")
+    return settings_of(name, commands[0])
+
+
 def listing() -> str:
     """All recipes: name, command, one line about it and its source."""
     blocks = [
@@ -467,7 +557,7 @@ def _others(recipe: Recipe, settings: Settings) -> str:
     """The flags that a recipe leaves to the user, with examples."""
     if recipe.command.startswith("evaluate "):
         return "--model runs/small --train-data train/ --test-data test/"
-    if recipe.command == "distill":
+    if recipe.command.startswith("distill"):
         networks = "--teacher runs/teacher --student resnet18"
     else:
         networks = f"--backbone {'resnet18' if settings['image_size'] < 64 else 'resnet50'}"

@@ -57,6 +57,22 @@ def test_any_backbone_is_restored(tmp_path, name, settings):
     assert (loaded.backbone.name, loaded.backbone.build) == (name, network.backbone.build)
 
 
+@pytest.mark.parametrize("kind", ["mlp", "mlp-bn"])
+def test_a_deep_projector_is_restored(tmp_path, kind):
+    backbone = build_backbone("resnet10t", seed=4, image_size=32)
+    network = Encoder(backbone, build_projector(kind, backbone.width, 16, 24, layers=5, seed=4)).train()
+    network(images())  # the statistics of batch norms travel, too
+    save_encoder(tmp_path, network.eval())
+    loaded = load_encoder(tmp_path)
+    assert (loaded.projector.dim, loaded.projector.hidden, len(loaded.projector)) == (
+        16,
+        24,
+        len(network.projector),
+    )
+    with torch.no_grad():
+        assert torch.equal(loaded(images()), network(images()))
+
+
 def test_plain_timm_loads_the_file_strictly_and_sees_the_same(tmp_path):
     network = encoder("resnet18", seed=2).train()
     network(images())  # batch norm has counted: its buffers travel, too
@@ -171,6 +187,7 @@ def test_wrong_metadata_are_reported(run, changes, reason):
         ({"kind": "cubic"}, "takes 1024 features (cubic), the backbone beside it gives 1024"),
         ({"in": "7"}, "takes 7 features (mlp), the backbone beside it gives 1024"),
         ({"hidden": "7"}, "does not fit the mlp projector"),
+        ({"kind": "linear:1024 relu linear:16", "out": "9"}, "gives 9 numbers by its metadata"),
     ],
 )
 def test_wrong_projectors_are_reported(run, changes, reason):

@@ -63,13 +63,22 @@ def launch(
     return torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
 
 
+SEED_SETTINGS = {
+    "paper": (),
+    "crops": ("--large-crops", "2", "--small-crops", "2", "--small-crop-size", "32"),
+    "mixup": ("--mixup", "0.4", "--queue-warmup", "--queue-size", "24", "--teacher-temperature", "auto"),
+}
+
+
 @pytest.mark.slow
-def test_two_processes_give_the_losses_and_the_queue_of_one(photos, tmp_path):
+@pytest.mark.parametrize("case", SEED_SETTINGS)
+def test_two_processes_give_the_losses_and_the_queue_of_one(photos, tmp_path, case):
     """ConvNeXt has no batch norm, so the networks see the same numbers however the batch is divided."""
     states, losses = {}, {}
     for processes in (1, 2):
         out = tmp_path / f"{processes}"
-        states[processes] = launch(processes, photos, out, tmp_path, batch=8, epochs=2)
+        more = SEED_SETTINGS[case]
+        states[processes] = launch(processes, photos, out, tmp_path, batch=8, epochs=2, more=more)
         logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         losses[processes] = {line["step"]: line["loss"] for line in logged if "loss" in line}
     assert losses[1].keys() == losses[2].keys()
@@ -124,6 +133,30 @@ def test_pretraining_in_two_processes_is_that_in_one(photos, tmp_path, method):
         logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         losses[processes] = [line["loss"] for line in logged if "loss" in line]
         assert (out / "report.html").exists()
+    assert len(losses[1]) == 8
+    assert losses[2] == pytest.approx(losses[1], rel=1e-5)
+    for part in ("module", "method"):
+        for name, value in states[1][part].items():
+            torch.testing.assert_close(states[2][part][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--patch-affinity-weight", "0.5", "--image-size", "64"),
+        ("--method", "seed-moco", "--encoder-momentum", "0.9"),
+    ],
+    ids=["patch-affinity", "seed-moco"],
+)
+def test_what_a_student_learns_beside_the_rows_is_that_of_one_process(photos, tmp_path, more):
+    """Losses, weights, queues and the key encoder, with networks without batch norm."""
+    states, losses = {}, {}
+    for processes in (1, 2):
+        out = tmp_path / f"{processes}"
+        states[processes] = launch(processes, photos, out, tmp_path, batch=12, epochs=2, more=more)
+        logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        losses[processes] = [line["loss"] for line in logged if "loss" in line]
     assert len(losses[1]) == 8
     assert losses[2] == pytest.approx(losses[1], rel=1e-5)
     for part in ("module", "method"):

@@ -357,6 +357,11 @@ def test_all_images_unreadable_stops_the_run(tmp_path):
         ({"accumulate": 3}, "batch_size=8: it has to be a multiple of `accumulate` 3"),
         ({"student": "resnet1888"}, "student=resnet1888: "),
         ({"devices": "none"}, "devices=none: give auto or a number from 1 to 1024"),
+        (
+            {"projector": "linear", "projector_layers": 3},
+            "projector_layers=3: is for MLP heads; give it with `projector` mlp or mlp-bn",
+        ),
+        ({"projector_layers": 1}, "projector_layers=1: give a number from 2 to 16"),
         ({"warmup_epochs": 2}, "warmup_epochs=2: it has to be below `epochs` 2"),
     ],
 )

@@ -17,11 +17,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tinyseed.api import DISTILL_METHODS
 from tinyseed.engine.run import Run
 from tinyseed.engine.runs import open_runs
 from tinyseed.engine.train import train_step
 from tinyseed.methods.moco import MoCoSettings
 from tinyseed.methods.seed import SeedSettings
+from tinyseed.methods.seed_moco import SeedMoCoSettings
 from tinyseed.methods.simclr import SimCLRSettings
 from tinyseed.methods.swav import SwAVSettings
 
@@ -85,8 +87,27 @@ SMALL = {"batch_size": 8, "image_size": 32, "workers": 0, "precision": "32", "va
 NETWORK = {"backbone": "resnet10t", **SMALL}
 TEACHER = {"teacher": "resnet10t", "teacher_weights": "random", "student": "resnet10t", **SMALL}
 CHANNELS = {"teacher_bands": (3, 2, 1), "teacher_image_size": 64}
+SHORT_QUEUE = {"queue_size": 16}
+STRATEGIES = {
+    "regress": {"teacher_output": "backbone"},
+    "contrastive": SHORT_QUEUE | {"loss": "nce"},
+    "compress": SHORT_QUEUE,
+    "kmeans": {"clusters": 4},
+    "online-clustering": SHORT_QUEUE | {"prototypes": 8},
+}
 RUNS = {
+    **{name: (DISTILL_METHODS[name], TEACHER | own) for name, own in STRATEGIES.items()},
     "seed": (SeedSettings, TEACHER | CHANNELS | {"queue_size": 16, "accumulate": 2, "precision": "bf16"}),
+    "seed-crops": (
+        SeedSettings,
+        TEACHER | {"queue_size": 16, "large_crops": 2, "small_crops": 2, "mixup": 0.5},
+    ),
+    "patch-affinity": (
+        SeedSettings,
+        TEACHER
+        | {"queue_size": 16, "image_size": 64, "teacher_image_size": 96, "patch_affinity_weight": 0.5},
+    ),
+    "seed-moco": (SeedMoCoSettings, TEACHER | CHANNELS | {"queue_size": 16, "accumulate": 2}),
     "moco-v2": (MoCoSettings, NETWORK | {"queue_size": 16}),
     "simclr": (SimCLRSettings, NETWORK | {"optimizer": "lars"}),
     "swav": (SwAVSettings, NETWORK | {"prototypes": 8, "queue_size": 16, "queue_start_epoch": 0}),
@@ -114,6 +135,10 @@ def run_steps(settings: Any, change: Callable[[Run], None] = lambda run: None) -
 def settings_of(name: str, photos: Path, out: Path) -> Any:
     kind, given = RUNS[name]
     return kind(data=(str(photos),), out=out, **given)
+
+
+def test_every_method_is_looked_at():
+    assert {kind for kind, _ in RUNS.values()} >= set(DISTILL_METHODS.values())
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -50,8 +50,8 @@ def keys_of_two_processes(images: Tensor, *, train: bool) -> tuple[Tensor, list[
     found: list = [None, None]
 
     def work(rank: int) -> None:
-        methods[rank].key_encoder.train(train)
-        found[rank] = methods[rank]._keys(images[rank * 4 : rank * 4 + 4], 7)
+        methods[rank].contrast.key_encoder.train(train)
+        found[rank] = methods[rank].contrast.keys(images[rank * 4 : rank * 4 + 4], 7)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
     for thread in threads:
@@ -64,23 +64,23 @@ def keys_of_two_processes(images: Tensor, *, train: bool) -> tuple[Tensor, list[
 def test_the_momentum_encoder_moves_by_its_formula_and_gets_no_gradient():
     method = build()
     assert isinstance(method, Method)
-    before = [parameter.clone() for parameter in method.key_encoder.parameters()]
+    before = [parameter.clone() for parameter in method.contrast.key_encoder.parameters()]
     with torch.no_grad():
         for parameter in method.module.parameters():
             parameter.add_(1.0)
     rows = torch.nn.functional.normalize(torch.randn(3, 16), dim=1)
     method.advance([StepOutput(torch.zeros(()), rows)])
     for old, new, query in zip(
-        before, method.key_encoder.parameters(), method.module.parameters(), strict=True
+        before, method.contrast.key_encoder.parameters(), method.module.parameters(), strict=True
     ):
         torch.testing.assert_close(new, 0.9 * old + 0.1 * query, rtol=1e-5, atol=1e-6)
         assert not new.requires_grad
-    assert torch.equal(method.queue.rows(), rows)
+    assert torch.equal(method.contrast.queue.rows(), rows)
 
 
 def test_a_step_is_info_nce_of_two_views():
     method = build()
-    method.queue.push(torch.nn.functional.normalize(torch.randn(6, 16), dim=1))
+    method.contrast.queue.push(torch.nn.functional.normalize(torch.randn(6, 16), dim=1))
     views = (torch.rand(4, 3, 32, 32), torch.rand(4, 3, 32, 32))
     queries: list[Tensor] = []
 
@@ -90,7 +90,7 @@ def test_a_step_is_info_nce_of_two_views():
 
     output = method.step(forward, views, step=0)
     positive = (queries[0] * output.rows).sum(1, keepdim=True)
-    scores = torch.cat([positive, queries[0] @ method.queue.rows().T], 1) / 0.2
+    scores = torch.cat([positive, queries[0] @ method.contrast.queue.rows().T], 1) / 0.2
     expected = torch.nn.functional.cross_entropy(scores, torch.zeros(4, dtype=torch.long))
     assert float(output.loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     output.loss.backward()
@@ -101,7 +101,7 @@ def test_shuffling_over_processes_gives_each_image_its_own_key():
     """Without batch statistics the grouping is of no consequence: the keys are those of a plain forward pass."""
     images = torch.rand(8, 3, 32, 32)
     keys, methods = keys_of_two_processes(images, train=False)
-    torch.testing.assert_close(keys, methods[0].key_encoder(images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(keys, methods[0].contrast.key_encoder(images), rtol=1e-4, atol=1e-5)
 
 
 def test_shuffling_takes_keys_from_other_groups_than_the_queries():
@@ -109,19 +109,23 @@ def test_shuffling_takes_keys_from_other_groups_than_the_queries():
     keys, _ = keys_of_two_processes(images, train=True)
     plain = build()
     with torch.no_grad():
-        unshuffled = torch.cat([plain.key_encoder(images[:4]), plain.key_encoder(images[4:])])
+        unshuffled = torch.cat(
+            [plain.contrast.key_encoder(images[:4]), plain.contrast.key_encoder(images[4:])]
+        )
     assert not torch.allclose(keys, unshuffled, atol=1e-4)
 
 
 def test_the_state_holds_key_encoder_and_queue():
     one, other = build(), build()
     with torch.no_grad():
-        for parameter in one.key_encoder.parameters():
+        for parameter in one.contrast.key_encoder.parameters():
             parameter.mul_(0.5)
-    one.queue.push(torch.nn.functional.normalize(torch.randn(3, 16), dim=1))
+    one.contrast.queue.push(torch.nn.functional.normalize(torch.randn(3, 16), dim=1))
     other.load_state_dict(one.state_dict())
-    assert torch.equal(other.queue.rows(), one.queue.rows())
-    for left, right in zip(one.key_encoder.parameters(), other.key_encoder.parameters(), strict=True):
+    assert torch.equal(other.contrast.queue.rows(), one.contrast.queue.rows())
+    for left, right in zip(
+        one.contrast.key_encoder.parameters(), other.contrast.key_encoder.parameters(), strict=True
+    ):
         assert torch.equal(left, right)
 
 

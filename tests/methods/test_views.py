@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tinyseed.checkpoints.load import load_teacher
 from tinyseed.data.render import normalize, resized
 from tinyseed.methods.views import FreshTargets, Views
 from tinyseed.models.contract import IMAGENET
@@ -63,3 +64,18 @@ def test_the_teacher_sees_a_view_once_whoever_asks(images):
     assert targets.teacher.calls == 2
     targets(Views([images]))
     assert targets.teacher.calls == 3
+
+
+def test_outputs_that_are_asked_for_together_come_from_one_pass_and_are_kept_apart(images):
+    targets = FreshTargets(load_teacher("test_resnet", weights="random", image_size=64))
+    passes: list[tuple[str, ...]] = []
+    ask = targets.teacher.outputs
+    targets.teacher.outputs = lambda seen, wanted: (passes.append(tuple(wanted)), ask(seen, wanted))[1]
+    views = Views([torch.nn.functional.interpolate(images, 64)])
+    alone = targets(views)
+    given = targets.together(views, 0, ("rows", "patches"))
+    assert targets.together(views, 0, ("rows", "patches"))["patches"] is given["patches"]
+    assert passes == [("rows", "patches")]
+    assert targets(views) is alone
+    assert given["rows"] is not alone
+    torch.testing.assert_close(given["rows"], alone, rtol=1e-4, atol=1e-5)

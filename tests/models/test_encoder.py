@@ -37,6 +37,29 @@ def test_projectors_with_batch_norm_are_simclrs_and_swavs():
     assert [layer.in_features for layer in three if isinstance(layer, nn.Linear)] == [8, 16, 16]
 
 
+@pytest.mark.parametrize("layers", [2, 3, 5])
+@pytest.mark.parametrize("kind", ["mlp", "mlp-bn"])
+def test_a_deeper_projector_repeats_its_hidden_layer(kind, layers):
+    head = build_projector(kind, 8, 4, 16, layers=layers)
+    block = [nn.Linear, nn.ReLU] if kind == "mlp" else [nn.Linear, nn.BatchNorm1d, nn.ReLU]
+    assert [type(layer) for layer in head] == block * (layers - 1) + [nn.Linear]
+    sizes = [(layer.in_features, layer.out_features) for layer in head if isinstance(layer, nn.Linear)]
+    assert sizes == [(8, 16), *[(16, 16)] * (layers - 2), (16, 4)]
+
+
+def test_the_usual_number_of_layers_is_the_usual_projector():
+    deeper, usual = (build_projector("mlp-bn", 8, 4, 16, layers=layers, seed=0) for layers in (2, None))
+    assert deeper.kind == usual.kind == "mlp-bn"
+    assert all(map(torch.equal, deeper.parameters(), usual.parameters()))
+    assert build_projector("mlp-bn", 8, 4, layers=3).kind == "mlp-bn-3"
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("linear", 2), ("mlp-bn-3", 4), ("mlp", 1)])
+def test_other_projectors_have_no_number_of_layers(kind, layers):
+    with pytest.raises(ValueError, match=f"a {kind} head cannot have {layers} layers"):
+        build_projector(kind, 8, 4, layers=layers)
+
+
 def test_a_projector_follows_its_seed():
     weights = [build_projector("mlp", 8, 4, seed=seed)[0].weight for seed in (0, 0, 1)]
     assert torch.equal(weights[0], weights[1])

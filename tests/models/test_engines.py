@@ -52,7 +52,7 @@ def test_packed_weights_give_the_same_bits_in_float32(name):
     backbone = frozen(name)
     engine, batch = TorchEngine(backbone), images(PIECE + 18)
     torch.testing.assert_close(engine(batch), backbone(batch), rtol=0, atol=0)
-    packed = engine._packed[torch.float32]
+    packed = engine._packed[torch.float32, 32]
     assert len(packed_layers(packed)) == len(layers(backbone, nn.Conv2d))
     assert len(layers(packed, nn.Linear)) == len(layers(backbone, nn.Linear))
 
@@ -77,7 +77,7 @@ def test_in_bfloat16_packed_weights_are_as_close_to_float32(name):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours, torchs = engine(batch), backbone(batch)
     assert ours.dtype == torchs.dtype
-    packed = engine._packed[torch.bfloat16]
+    packed = engine._packed[torch.bfloat16, 64]
     assert packed_layers(packed)
     assert len(packed_layers(packed, PackedLinear)) == len(layers(backbone, nn.Linear))
     assert not layers(packed, nn.Linear)
@@ -99,7 +99,7 @@ def test_a_network_that_cannot_be_packed_is_computed_as_it_is(monkeypatch):
         monkeypatch.setattr(plain, "pack", broken)
         engine = TorchEngine(backbone)
         assert torch.equal(engine(batch), wanted)
-        assert engine._packed[torch.float32] is backbone.network
+        assert engine._packed[torch.float32, 32] is backbone.network
 
 
 @torch.no_grad()

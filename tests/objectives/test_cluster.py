@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tinyseed.objectives.cluster import sinkhorn, swav_loss
+from tinyseed.objectives.cluster import code_terms, sinkhorn, swav_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -143,3 +143,17 @@ def test_wrong_arguments_are_named():
         swav_loss(scores[:1], scores[:1])
     with pytest.raises(ValueError, match=r"^codes: of 2 crops"):
         swav_loss(scores[:1], scores)
+
+
+def test_the_prediction_of_codes_is_a_cross_entropy_with_the_gradient_of_its_formula():
+    scores, codes = scores_of(9, 5).requires_grad_(), sinkhorn(scores_of(9, 5, seed=1), epsilon=0.2)
+    terms = code_terms(scores, codes, temperature=0.3)
+    terms.loss.backward()
+    logits = scores.detach().numpy() / 0.3
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    assert terms.loss.item() == pytest.approx(-(codes.numpy() * log_p).sum(1).mean(), rel=1e-12)
+    entropy = -(codes.numpy() * np.log(codes.numpy())).sum(1).mean()
+    assert terms.code_entropy.item() == pytest.approx(entropy, rel=1e-12)
+    np.testing.assert_allclose(scores.grad.numpy(), (np.exp(log_p) - codes.numpy()) / (0.3 * 9), rtol=1e-10)
+    assert torch.autograd.gradcheck(lambda given: code_terms(given, codes).loss, scores)
+    assert code_terms(scores, torch.eye(9, 5, dtype=torch.float64)).code_entropy == 0

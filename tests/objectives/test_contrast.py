@@ -1,4 +1,4 @@
-"""InfoNCE against torch's cross-entropy in float64 and closed forms."""
+"""InfoNCE and NCE against plain formulas in float64 and closed forms."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from jaxtyping import config as jaxtyping_config
 from torch.nn.functional import cross_entropy, normalize
 
-from tinyseed.objectives.contrast import info_nce
+from tinyseed.objectives.contrast import binary_nce, info_nce
 
 
 def unit(generator: torch.Generator, n: int, d: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -109,3 +109,56 @@ def test_shapes_that_do_not_fit():
             info_nce(torch.ones(2, 3), torch.ones(3, 3), torch.ones(4, 3))
     finally:
         jaxtyping_config.update("jaxtyping_disable", False)
+
+
+def binary_by_matrix(queries, positives, rows, images: int, temperature: float):
+    """CRD's equations 18 and 19 as they stand, with autograd's gradient."""
+    prior = len(rows) / images
+    positive = torch.exp((queries * positives).sum(1) / temperature)
+    negative = torch.exp(queries @ rows.T / temperature)
+    own = torch.log(positive / (positive + prior))
+    return -(own + torch.log(1 - negative / (negative + prior)).sum(1)).mean()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.integers(1, 20),
+    k=st.integers(1, 600),
+    d=st.integers(4, 48),
+    images=st.sampled_from([1, 60, 1_281_167]),
+    temperature=st.sampled_from([0.2, 0.5, 1.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 10_000),
+)
+def test_binary_nce_against_its_formula(n, k, d, images, temperature, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    queries, positives, rows = (unit(generator, m, d, dtype) for m in (n, n, k))
+    loss, gradient = with_gradient(
+        binary_nce, queries, positives, rows, images=images, temperature=temperature
+    )
+    expected, expected_gradient = with_gradient(
+        binary_by_matrix, *(z.double() for z in (queries, positives, rows)), images, temperature
+    )
+    bound = 1e-5 if dtype == torch.float32 else 1e-9
+    assert loss == pytest.approx(expected, rel=bound)
+    assert (gradient - expected_gradient).norm() <= 10 * bound * expected_gradient.norm()
+
+
+def test_binary_nce_stays_finite_where_the_exponential_does_not():
+    """exp(1 / 0.01) overflows float32."""
+    z = torch.tensor([[1.0, 0.0]])
+    loss, gradient = with_gradient(binary_nce, z, z, z, images=1, temperature=0.01)
+    assert loss == pytest.approx(100)  # the row that is the same as the positive is sure to be taken for it
+    assert gradient.isfinite().all()
+
+
+def test_binary_nce_gradcheck_and_an_empty_queue():
+    generator = torch.Generator().manual_seed(0)
+    queries, positives, rows = (unit(generator, m, 5, torch.float64) for m in (3, 3, 17))
+    loss = lambda z: binary_nce(z, positives, rows, images=50, temperature=0.5)  # noqa: E731
+    assert torch.autograd.gradcheck(loss, queries.requires_grad_())
+    value, gradient = with_gradient(binary_nce, queries.detach(), positives, rows[:0], images=50)
+    assert value == 0
+    assert gradient.count_nonzero() == 0
+    with pytest.raises(ValueError, match="images: 0"):
+        binary_nce(queries, positives, rows, images=0)

@@ -197,7 +197,7 @@ def test_what_is_left_out_is_within_the_bound(n, k, scale, spread, known, seed):
     scores = queries.double() @ rows.double().T
     floor = None if known is None else scores.amax(1).float() + known * scale
     selection = streaming._Selection(queries, rows, floor)
-    if not all(selection.add(start, part) for start, part in streaming._parts(rows, n)):
+    if not all(selection.add(start, part) for start, part in streaming.row_blocks(rows, n)):
         return
     kept = torch.zeros(n, k, dtype=torch.bool)
     for entries in selection.found:

@@ -26,7 +26,7 @@ from tinyseed.models.teacher import Teacher
 from tinyseed.settings.train import TeacherOutput
 from tinyseed.shapes import Features, Images
 
-FORMAT = 1
+FORMAT = 2
 """Counts up whenever something else is known of a teacher."""
 
 FOLDER = "teachers"
@@ -51,6 +51,8 @@ class DeferredTeacher(Teacher):
         self.input = _contract(facts["input"])
         self.mean, self.std = self.input.mean, self.input.std
         self.engine, self.agreement = "torch", {}
+        self.sides = {str(side): bool(takes) for side, takes in facts.get("takes", {}).items()}
+        self.remember = None
         self._compute = _Deferred(self)
         self._load = load
         self._loaded: Teacher | None = None
@@ -120,16 +122,17 @@ def known_teacher(spec: ModelSpec) -> Teacher:
     if path is None:
         return load_teacher(spec)
 
-    def load() -> Teacher:
-        teacher = load_teacher(spec)
+    def noted(teacher: Teacher) -> Teacher:
         with suppress(RunError):  # a full cache costs the next run some time, and this one nothing
             write_json(path, _facts(teacher))
         return teacher
 
     try:
-        return DeferredTeacher(read_json(path) or {}, load)
+        teacher = DeferredTeacher(read_json(path) or {}, lambda: noted(load_teacher(spec)))
     except (ValueError, KeyError, TypeError, AttributeError):
-        return load()
+        teacher = noted(load_teacher(spec))
+    teacher.remember = lambda: noted(teacher)
+    return teacher
 
 
 def _facts(teacher: Teacher) -> dict[str, Any]:
@@ -142,6 +145,7 @@ def _facts(teacher: Teacher) -> dict[str, Any]:
         "parameters_count": teacher.parameters_count,
         "gives": teacher.gives,
         "input": dataclasses.asdict(teacher.input),
+        "takes": teacher.sides,
     }
 
 

@@ -19,7 +19,7 @@ from tinyseed.checkpoints.weights import read_safetensors, write_safetensors
 from tinyseed.errors import InputError
 from tinyseed.models.backbones import Backbone, build_backbone, seeded
 from tinyseed.models.contract import InputContract
-from tinyseed.models.encoder import Encoder, Projector, is_kind
+from tinyseed.models.encoder import Encoder, Projector, is_kind, layers_of, outputs_of
 from tinyseed.models.libraries import create_on_meta
 from tinyseed.models.names import PACKAGES, find_model, is_model_name
 from tinyseed.settings.base import IMAGE_SIDES, WIDTHS
@@ -210,6 +210,8 @@ def _load_projector(file: Path, width: int) -> Projector:
         raise InputError(file, "is not a projector that tinyseed wrote") from error
     if given != width or not is_kind(kind):
         raise InputError(file, f"takes {given} features ({kind}), the backbone beside it gives {width}")
+    if outputs_of(layers_of(kind, dim, hidden))[0] != dim:
+        raise InputError(file, f"gives {dim} numbers by its metadata, another number by its layers ({kind})")
     for size in (dim, hidden):
         if size not in WIDTHS:
             raise InputError(file, f"has a width of {size}, which tinyseed does not write")

@@ -18,6 +18,7 @@ from typing import TypeVar, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tinyseed.data.addressed import order, uniforms
 from tinyseed.data.augmentation import View
@@ -26,6 +27,7 @@ from tinyseed.data.crop import CROP_DRAWS
 from tinyseed.data.decode import BadImage
 from tinyseed.data.draws import ViewDraws, draw_view
 from tinyseed.data.kept import KeptCrops
+from tinyseed.data.mixup import mix_shares
 from tinyseed.data.readers import RGB, Planes, Reader
 from tinyseed.data.workers import in_processes, in_worker
 from tinyseed.errors import RunError, first_line, remedy_of
@@ -53,6 +55,7 @@ class TrainingBatch:
     Attributes:
         indices: positions of the images in their source.
         epoch: epoch at which the views' randomness is addressed.
+        shares: [v, n], the share of each image in its mixed views; None where they are not mixed.
         given_up: whether too many images in a row could not be read; the batch is then empty.
         note: what people should know, once.
     """
@@ -64,16 +67,22 @@ class TrainingBatch:
     bad: tuple[BadRecord, ...] = ()
     given_up: bool = False
     note: str = ""
+    shares: Tensor | None = None
 
     def pin_memory(self) -> "TrainingBatch":
         """Move to page-locked memory, so that transfers to a GPU overlap with computation."""
         pixels = tuple(pixels.pin_memory() for pixels in self.pixels)
-        return replace(self, pixels=pixels, draws=tuple(draws.pin_memory() for draws in self.draws))
+        shares = None if self.shares is None else self.shares.pin_memory()
+        draws = tuple(draws.pin_memory() for draws in self.draws)
+        return replace(self, pixels=pixels, draws=draws, shares=shares)
 
     def to(self, device: torch.device) -> "TrainingBatch":
-        """Move the pixels and draws to a device."""
+        """Move the pixels, draws and shares to a device."""
         pixels = tuple(view.to(device, non_blocking=True) for view in self.pixels)
-        return replace(self, pixels=pixels, draws=tuple(draws.to(device) for draws in self.draws))
+        shares = None if self.shares is None else self.shares.to(device, non_blocking=True)
+        return replace(
+            self, pixels=pixels, draws=tuple(draws.to(device) for draws in self.draws), shares=shares
+        )
 
 
 @dataclass(frozen=True)
@@ -142,6 +151,7 @@ class TrainingViews:
         reader: how images are decoded and cropped.
         epochs: after how many epochs the views repeat; None: never.
         kept: crops of earlier epochs or runs, where they are kept.
+        mixup: α of the shares of mixed images; 0: they are not mixed.
     """
 
     source: Source
@@ -151,6 +161,7 @@ class TrainingViews:
     reader: Reader = RGB
     epochs: int | None = None
     kept: KeptCrops | None = None
+    mixup: float = 0.0
 
     def batch(self, request: Request) -> TrainingBatch:
         """The batch; empty where too many images in a row cannot be read.
@@ -177,7 +188,9 @@ class TrainingViews:
             for number, view in enumerate(self.views)
         )
         note = "" if self.kept is None else self.kept.note
-        return TrainingBatch(pixels, draws_of_views, torch.from_numpy(indices), request.epoch, bad, note=note)
+        found = torch.from_numpy(indices)
+        shares = self._shares(request.epoch, found)
+        return TrainingBatch(pixels, draws_of_views, found, request.epoch, bad, note=note, shares=shares)
 
     def _readable(self, request: "Request", place: int, draws: NDArray[np.float64]) -> "_Cropped":
         """Crops of the image at this place of the batch, or of the first readable substitute."""
@@ -200,6 +213,13 @@ class TrainingViews:
         if self.kept is not None:
             self.kept.keep(epoch, index, views)
         return views
+
+    def _shares(self, epoch: int, indices: Indices) -> Tensor | None:
+        """The share of each image in its mixed views."""
+        if not self.mixup:
+            return None
+        views = range(len(self.views))
+        return torch.stack([mix_shares(self.mixup, self.seed, epoch, indices, view) for view in views])
 
     def _crop_draws(self, epoch: int, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         names = [f"crop-{view}" for view in range(len(self.views))]

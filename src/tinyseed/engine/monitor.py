@@ -133,11 +133,16 @@ class EvaluationViews:
 
 @dataclass(frozen=True)
 class Seen:
-    """A set of images that networks are evaluated on: held-out ones, or the bank of k-NN."""
+    """A set of images that networks are evaluated on: held-out ones, or the bank of k-NN.
+
+    Attributes:
+        again: whether they are seen in each evaluation.
+    """
 
     name: str
     source: Source
     positions: NDArray[np.int64]
+    again: bool = True
 
 
 class Monitor:
@@ -212,6 +217,14 @@ class Monitor:
             metrics |= method.health(self.teacher.rows)
         return metrics
 
+    def teacher_rows(
+        self, teacher: Teacher, bands: tuple[int, ...] | None, positions: NDArray[np.int64]
+    ) -> Embeddings:
+        """The teacher's unit rows of training images, from the cache or from one pass over them."""
+        network = Network(teacher, teacher.input, f"{teacher.key}-rows", bands)
+        images = Seen(f"{len(positions)} of training", self.data.source, positions, again=False)
+        return self._embed(network, images).features
+
     def _measure_teacher(self, teacher: Teacher, bands: tuple[int, ...] | None) -> None:
         """Look at the teacher's features of the held-out images, or of a few training images where there are none."""
         network = Network(teacher.features, teacher.input, f"{teacher.key}-features", bands)
@@ -274,7 +287,8 @@ class Monitor:
         """Features of these images; the views are kept if the student will see the same."""
         contract = network.input
         as_the_student = (contract.size, contract.interpolation) == (self.image_size, "bilinear")
-        batches = self.views.batches(images, contract, self.quarantine.add, keep_them=as_the_student)
+        keep_them = as_the_student and images.again
+        batches = self.views.batches(images, contract, self.quarantine.add, keep_them=keep_them)
         bank = embed(
             network.features,
             batches,

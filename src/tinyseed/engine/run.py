@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from tinyseed.checkpoints.saved import save_encoder
 from tinyseed.data.loader import Plan
+from tinyseed.data.split import sample
 from tinyseed.engine import checkpoint
 from tinyseed.engine.data import RunData
 from tinyseed.engine.lineage import lineage
@@ -30,9 +31,12 @@ from tinyseed.finite import first_non_finite
 from tinyseed.locks import Lock, locked
 from tinyseed.methods.base import Forward, Method, MethodSpec, Setup, StepOutput
 from tinyseed.methods.catalog import spec_of
+from tinyseed.methods.distillation import teacher_bands
+from tinyseed.models.teacher import Teacher
 from tinyseed.progress import duration
 from tinyseed.report.page import write_report
 from tinyseed.settings.train import DistillSettings, TrainSettings
+from tinyseed.shapes import Embeddings
 from tinyseed.signals import Stopped, StopRequest
 
 
@@ -318,6 +322,22 @@ class Run:
             self.log.say(f"resumed at step {self.step} ({trained})")
         return last.elapsed
 
+    def prepare(self) -> None:
+        """Let the method of a new run look at what the teacher gives for training images.
+
+        Raises:
+            InputError: as the method.
+        """
+        teacher = self.method.teacher
+        if teacher is not None and not self.folder.checkpoint.exists():
+            self.method.prepare(lambda at_most: self._teacher_rows(teacher, at_most))
+
+    def _teacher_rows(self, teacher: Teacher, at_most: int) -> Embeddings:
+        assert isinstance(self.settings, DistillSettings)
+        chosen = sample(self.data.training, at_most, self.settings.seed, "prepared")
+        self.log.say(f"the teacher looks at {len(chosen):,} training images first")
+        return self.monitor.teacher_rows(teacher, teacher_bands(self.settings, teacher.input), chosen)
+
     def begin(self) -> None:
         """Write what is known before the first step: config.json, lineage.json, an empty quarantine.jsonl.
 
@@ -415,9 +435,10 @@ def settle(settings: TrainSettings, folder: RunFolder, shared: Shared) -> TrainS
         workers=shared.workers,
         threads=torch.get_num_threads(),
     )
-    before = folder.settled("queue_size")
-    if getattr(settings, "queue_size", None) == "auto" and before is not None:
-        settled = settled.replaced(queue_size=before)
+    for name in ("queue_size", "teacher_temperature"):
+        before = folder.settled(name)
+        if getattr(settings, name, None) == "auto" and before is not None:
+            settled = settled.replaced(**{name: before})
     if isinstance(settled, DistillSettings):
         engine = engine_of(settled, folder)
         settled = settled.replaced(view_seed=settled.views_seed, teacher_engine=engine)

@@ -12,7 +12,8 @@ from tinyseed.data.augmentation import View
 from tinyseed.data.loader import TrainingBatch, TrainingViews, training_batches
 from tinyseed.engine.log import DivergedError, Log, show
 from tinyseed.engine.monitor import Monitor
-from tinyseed.engine.run import Run, build_learner, claimed, settle
+from tinyseed.engine.rendering import rendered
+from tinyseed.engine.run import Learner, Run, build_learner, claimed, settle
 from tinyseed.engine.run_folder import Quarantine, RunFolder, open_run_folder
 from tinyseed.engine.runtime import Runtime, computing_threads
 from tinyseed.engine.shared import Shared, open_shared
@@ -24,6 +25,7 @@ from tinyseed.methods.base import Method
 from tinyseed.methods.catalog import spec_of
 from tinyseed.methods.distillation import Distillation
 from tinyseed.progress import Progress
+from tinyseed.settings.base import MOST_EPOCHS
 from tinyseed.settings.train import DistillSettings, TrainSettings
 from tinyseed.signals import Stopped, StopRequest
 
@@ -112,6 +114,36 @@ class Runs:
         while True:
             with closing(self._loaded(self.step)) as loaded:
                 yield from loaded
+
+    def preview(self) -> None:
+        """Show those that are at their beginning the images that they want to see before the first step.
+
+        These are the views of an epoch that no run reaches, so that they too follow from the seed alone. The time
+        counts as training. Queues are not shared yet: not all of them may be filled.
+        """
+        beginners = [run for run in self.all if run.going and run.step == 0]
+        images = max((run.method.preview_images for run in beginners), default=0)
+        if not images:
+            return
+        shared, plan, began = self.shared, self.shared.plan, time.monotonic()
+        never = int(MOST_EPOCHS.high) * plan.steps_per_epoch
+        loaded = training_batches(
+            self.views,
+            plan,
+            first_step=never,
+            workers=shared.workers,
+            pin_memory=shared.runtime.device.type == "cuda",
+        )
+        with closing(loaded):
+            for done in range(0, images, plan.batch_size // plan.micro_batches):
+                batch = next(loaded)
+                self.each(beginners, lambda run, bad=batch.bad: run.log.quarantine.add(bad))
+                views = rendered(batch.to(shared.runtime.device))
+                for run in beginners:
+                    if done < run.method.preview_images:
+                        with shared.runtime.autocast():
+                            run.method.preview(views)
+        shared.clock.elapsed += shared.runtime.agreed(time.monotonic() - began)
 
     def _loaded(self, first_step: int) -> Generator[TrainingBatch, None, None]:
         """Batches from a step on, for as long as the steps follow each other."""
@@ -212,20 +244,31 @@ class Runs:
 
 
 def seen_by(methods: Sequence[Method], settings: TrainSettings) -> tuple[View, ...]:
-    """The views that all methods take.
+    """The views that are taken of each image: those of the method that takes most; others take the first of them.
 
     Raises:
         InputError: they do not take the same.
     """
-    first, *others = (method.views(settings.image_size) for method in methods)
-    if any(other != first for other in others):
+    each = [method.views(settings.image_size) for method in methods]
+    longest = max(each, key=len)
+    if any(views != longest[: len(views)] for views in each):
         remedy = "these runs look at different views of the images; train each by itself"
         raise InputError(settings.out, remedy, argument="out")
-    return first
+    return longest
+
+
+def taught_by(methods: Sequence[Method], settings: TrainSettings) -> tuple[View, ...]:
+    """The first of these views: those that the teacher sees for one of the methods."""
+    of_each = [
+        method.taught(method.views(settings.image_size))
+        for method in methods
+        if isinstance(method, Distillation)
+    ]
+    return max(of_each, key=len, default=())
 
 
 def views_of(methods: Sequence[Method], shared: Shared, kept: Kept | None) -> TrainingViews:
-    """How an image becomes the views that all methods take.
+    """How an image becomes the views that the methods take.
 
     Raises:
         InputError: they do not take the same.
@@ -239,6 +282,7 @@ def views_of(methods: Sequence[Method], shared: Shared, kept: Kept | None) -> Tr
         reader=data.reader,
         epochs=settings.view_epochs,
         kept=None if kept is None else kept.crops,
+        mixup=settings.mixup if isinstance(settings, DistillSettings) else 0.0,
     )
 
 
@@ -266,8 +310,8 @@ def kept_for(methods: Sequence[Method], shared: Shared) -> Iterator[Kept | None]
     if teacher is None or not isinstance(settings, DistillSettings):
         yield None
         return
-    views = seen_by(methods, settings)
-    with opened(settings, shared.runtime, shared.data, teacher, views) as kept:
+    views, taught = seen_by(methods, settings), taught_by(methods, settings)
+    with opened(settings, shared.runtime, shared.data, teacher, views, taught=taught) as kept:
         for method in methods:
             if kept is not None and isinstance(method, Distillation):
                 method.targets = kept.targets
@@ -275,12 +319,15 @@ def kept_for(methods: Sequence[Method], shared: Shared) -> Iterator[Kept | None]
 
 
 def share_queues(runs: Sequence[Run]) -> None:
-    """Let students whose queues have the same rows of the teacher keep them in the same memory."""
-    queues = [
-        queue for run in runs if isinstance(run.method, Distillation) for queue in run.method.teacher_queues()
-    ]
-    for place, queue in enumerate(queues):
-        any(queue.share(earlier) for earlier in queues[:place])
+    """Let students whose queues have the same rows of the teacher keep them in the same memory.
+
+    Queues of different places have the same rows only while they are empty.
+    """
+    methods = [run.method for run in runs if isinstance(run.method, Distillation)]
+    shared = [queues for method in methods if (queues := method.teacher_queues())]
+    for queues in zip(*shared, strict=False):
+        for place, queue in enumerate(queues):
+            any(queue.share(earlier) for earlier in queues[:place])
 
 
 @contextmanager
@@ -326,6 +373,7 @@ def open_runs(
         monitors = open_monitors(settled, shared)
         if monitors[0].note is not None:
             progress.say(monitors[0].note)
+        settled = calibrated(settled, learners, monitors, shared, progress)
         runs = Runs(
             shared,
             [
@@ -345,6 +393,8 @@ def open_runs(
             kept,
         )
         runs.restore()
+        for run in runs.all:
+            run.prepare()
         for run in runs.all:
             run.begin()
         runs.note()
@@ -373,10 +423,33 @@ def introduce(
     """Say what is trained, and on what."""
     first = next(iter(settings.values()))
     networks = first.networks if len(settings) == 1 else f"{len(settings)} runs, {', '.join(settings)}"
-    progress.say(f"{spec_of(first).label}: {networks}")
+    methods = dict.fromkeys(spec_of(of_run).label for of_run in settings.values())
+    progress.say(f"{', '.join(methods)}: {networks}")
     for note in (*shared.data.notes, *notes):
         progress.say(note)
     progress.begin("step")
+
+
+def calibrated(
+    settings: Mapping[str, TrainSettings],
+    learners: Sequence[Learner],
+    monitors: Sequence[Monitor],
+    shared: Shared,
+    progress: Progress,
+) -> dict[str, TrainSettings]:
+    """The settings of each run, with those chosen that depend on the teacher's embeddings.
+
+    Raises:
+        InputError: they cannot be chosen.
+    """
+    found: dict[str, TrainSettings] = {}
+    for (name, of_run), learner, monitor in zip(settings.items(), learners, monitors, strict=True):
+        rows = None if monitor.teacher is None else monitor.teacher.rows
+        agree = shared.runtime.agreed
+        found[name], note = learner.method.calibrate(of_run, rows, agree)
+        if note is not None:
+            progress.say(f"{name}: {note}" if name else note)
+    return found
 
 
 def open_monitors(settings: Mapping[str, TrainSettings], shared: Shared) -> list[Monitor]:

@@ -143,6 +143,10 @@ class Runtime:
         values_here = torch.tensor([values], dtype=torch.float64, device=self.device)
         return self.group.gather(values_here).amax(0).tolist()
 
+    def agreed(self, value: float) -> float:
+        """The largest of the processes' numbers."""
+        return self.largest([value])[0]
+
     def barrier(self) -> None:
         """Wait until every process is here, however long one of them evaluates or saves."""
         if self.waiting is not None:
@@ -158,8 +162,10 @@ def start(settings: TrainSettings) -> Runtime:
     on_gpu = torch.cuda.is_available()
     devices, nodes = _devices(settings, on_gpu)
     share = devices * nodes * settings.accumulate
-    if settings.batch_size % share:
-        remedy = f"it has to be a multiple of {share} (devices × nodes × `accumulate`)"
+    whole = share * settings.images_together
+    if settings.batch_size % whole:
+        pairs = "" if whole == share else " × 2, for the pairs of `mixup`"
+        remedy = f"it has to be a multiple of {whole} (devices × nodes × `accumulate`{pairs})"
         raise InputError(settings.batch_size, remedy, argument="batch_size")
     precision = resolve_precision(settings.precision, on_gpu)
     if share == settings.accumulate and not on_gpu:  # one process on the CPU

@@ -97,13 +97,19 @@ class Index:
         write_json(self._path, {"runs": list(entries.values())})
 
     def _own(self, of_run: TrainSettings) -> dict[str, Any]:
-        """The settings in which the runs differ, and the network."""
-        every = [each.as_json() for each in self.settings.values()]
+        """The settings in which the runs differ, their methods among them, and the network."""
+        every = [self._described(each) for each in self.settings.values()]
         return {
             name: value
-            for name, value in of_run.as_json().items()
-            if name != "out" and (name == of_run.NETWORK or any(each[name] != value for each in every))
+            for name, value in self._described(of_run).items()
+            if name != "out"
+            and (name == of_run.NETWORK or any(each.get(name, value) != value for each in every))
         }
+
+    @staticmethod
+    def _described(of_run: TrainSettings) -> dict[str, Any]:
+        """The settings of a run, and its method; methods have different settings."""
+        return {"method": spec_of(of_run).name, **of_run.as_json()}
 
     def _before(self) -> list[dict[str, Any]]:
         """The entries of an earlier part of the runs."""

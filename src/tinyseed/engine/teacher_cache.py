@@ -51,9 +51,23 @@ class Kept:
 
 @contextmanager
 def opened(
-    settings: DistillSettings, runtime: Runtime, data: RunData, teacher: Teacher, views: Sequence[View]
+    settings: DistillSettings,
+    runtime: Runtime,
+    data: RunData,
+    teacher: Teacher,
+    views: Sequence[View],
+    *,
+    taught: Sequence[View],
 ) -> Iterator[Kept | None]:
     """The caches of a run, for as long as it lasts; None where it has none.
+
+    Args:
+        settings: of the run.
+        runtime: where it computes.
+        data: its images.
+        teacher: whose vectors are kept.
+        views: the random views of each image, whose crops are kept.
+        taught: the first of them, which the teacher sees.
 
     Raises:
         InputError: the folder was filled from something else, or the disk is too small.
@@ -62,7 +76,7 @@ def opened(
     if settings.cache_views is None:
         yield None
         return
-    origin = _Origin(settings, runtime, data, teacher, tuple(views))
+    origin = _Origin(settings, runtime, data, teacher, tuple(views), tuple(taught))
     with ExitStack() as stack:
         with argument("cache"):
             kept = _open(origin, stack)
@@ -95,6 +109,7 @@ class _Origin:
     data: RunData
     teacher: Teacher
     views: tuple[View, ...]
+    taught: tuple[View, ...]
 
     @property
     def images(self) -> dict[str, Any]:
@@ -119,7 +134,7 @@ class _Origin:
             "teacher_bands": teacher_bands(settings, teacher.input),
             **self.images,
             "view_seed": settings.views_seed,
-            "views": [asdict(view) for view in self.views],
+            "views": [asdict(view) for view in self.taught],
             "precision": self.runtime.precision,
             "device": self.runtime.device.type,
             "engine": teacher.engine,
@@ -177,7 +192,7 @@ class _Forecast:
         teacher, store = self.origin.teacher, self.targets.store
         lengths = {"rows": teacher.dim, "features": teacher.width}
         found = []
-        for place in range(len(self.origin.views)):
+        for place in range(len(self.origin.taught)):
             for output in self.targets.outputs:
                 array = store.find(f"{output}-{place}")
                 if array is None and output in lengths:

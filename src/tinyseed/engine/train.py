@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tinyseed.data.addressed import uniforms
 from tinyseed.data.loader import TrainingBatch
-from tinyseed.data.render import render_view
 from tinyseed.engine.processes import connected
+from tinyseed.engine.rendering import rendered
 from tinyseed.engine.run import Run
 from tinyseed.engine.run_folder import Metrics, open_run_folder
 from tinyseed.engine.runs import open_runs
@@ -99,6 +99,7 @@ def train_together(
         open_run_folder(of_run)
     with connected(), open_runs(settings, index, quiet=quiet) as runs, stop_request() as request:
         runs.evaluate([run for run in runs.all if run.evaluation_missing], request)
+        runs.preview()
         with closing(runs.batches()) as batches:
             while going := runs.next(request):
                 for run, outputs in zip(going, train_step(going, batches), strict=True):
@@ -170,12 +171,6 @@ class Step:
         run.method.adjust_gradients(run.step)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-
-
-def rendered(batch: TrainingBatch) -> Views:
-    """The views of a batch, with their address."""
-    images = (render_view(*pair) for pair in zip(batch.pixels, batch.draws, strict=True))
-    return Views(images, batch.indices, batch.epoch)
 
 
 def unsynchronized(run: Run, *, last: bool) -> AbstractContextManager[Any]:

@@ -76,7 +76,8 @@ class StepOutput:
 class Method(ABC):
     """One way to train an encoder.
 
-    The training loop calls, in this order: `views` once, then in each step `step`, `adjust_gradients` and `advance`.
+    The training loop calls, in this order: `views` and `prepare` once, then in each step `step`, `adjust_gradients` and
+    `advance`.
 
     Attributes:
         module: what is trained; the only thing that the optimizer and DDP see.
@@ -97,8 +98,18 @@ class Method(ABC):
     def views(self, image_size: int) -> tuple[View, ...]:
         """The random views of each image that a step takes, for networks that see `image_size` render."""
 
+    def prepare(self, teacher_rows: "Callable[[int], shapes.Embeddings]") -> None:  # noqa: B027  (most need nothing)
+        """Make state of what the teacher gives for training images, before the first step of a new run.
+
+        Only methods with a teacher are asked; a resumed run has the state in its checkpoint.
+
+        Args:
+            teacher_rows: from a number to the unit rows [n, d] of at most so many training images without random
+                changes, on every process the same.
+        """
+
     @abstractmethod
-    def step(self, forward: Forward, views: "tuple[shapes.Images, ...]", step: int) -> StepOutput:
+    def step(self, forward: Forward, views: "tuple[shapes.ImagesOfAnySize, ...]", step: int) -> StepOutput:
         """Views in [0, 1] to a loss. Changes nothing that a later step reads."""
 
     def adjust_gradients(self, step: int) -> None:  # noqa: B027  (most methods leave them)
@@ -110,7 +121,7 @@ class Method(ABC):
     def state(self) -> "Mapping[str, Any]":
         """The parts of the method's own state by the prefix of their names; the module is saved by the engine.
 
-        Each part has `to`, `state_dict` and `load_state_dict`.
+        Each part has `to`, `state_dict` and `load_state_dict`; a name belongs to the longest prefix that fits.
         """
         return {}
 
@@ -129,10 +140,45 @@ class Method(ABC):
 
     def load_state_dict(self, state: "dict[str, torch.Tensor]") -> None:
         """Restore what `state_dict` returned."""
-        for prefix, part in self.state().items():
-            part.load_state_dict(
-                {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-            )
+        parts = self.state()
+        own: dict[str, dict[str, torch.Tensor]] = {prefix: {} for prefix in parts}
+        for name, value in state.items():
+            prefixes = [prefix for prefix in parts if name.startswith(prefix)]
+            if prefixes:
+                prefix = max(prefixes, key=len)
+                own[prefix][name.removeprefix(prefix)] = value
+        for prefix, part in parts.items():
+            part.load_state_dict(own[prefix])
+
+    def calibrate(
+        self,
+        settings: TrainSettings,
+        teacher_rows: "shapes.Embeddings | None",
+        agree: Callable[[float], float],
+    ) -> tuple[TrainSettings, str | None]:
+        """Choose settings that depend on the teacher's embeddings; called once, before the first step.
+
+        Args:
+            settings: of the run.
+            teacher_rows: the teacher's unit rows of the held-out images; None where there are too few of them.
+            agree: the same number for all processes, from that of each.
+
+        Returns:
+            The settings of the run, with those chosen; and what people should know of them.
+
+        Raises:
+            InputError: they cannot be chosen.
+        """
+        del teacher_rows, agree
+        return settings, None
+
+    def preview(self, views: "tuple[shapes.ImagesOfAnySize, ...]") -> None:  # noqa: B027  (most methods want none)
+        """Change the method's state by views that the network is not trained on, before the first step."""
+
+    @property
+    def preview_images(self) -> int:
+        """How many images it previews before the first step."""
+        return 0
 
     def health(self, teacher_rows: "shapes.Embeddings") -> dict[str, float]:
         """Metrics of the method's own from the teacher's unit rows of the held-out images."""
@@ -178,13 +224,15 @@ class Setup:
             remedy = f"{settings.network} has no blocks that could be computed again; leave it out"
             raise InputError("given", remedy, argument="checkpoint_activations")
         hidden = None if settings.projector_hidden == "auto" else settings.projector_hidden
+        layers = None if settings.projector_layers == "auto" else settings.projector_layers
+        shape = (settings.projector, backbone.width, dim, hidden)
         with torch.device("meta"):
-            head = encoder.build_projector(settings.projector, backbone.width, dim, hidden)
+            head = encoder.build_projector(*shape, layers=layers)
         if head is not None:
             numbers = sum(parameter.numel() for parameter in head.parameters())
             given = (dim, "dim") if hidden is None else (hidden, "projector_hidden")
             require_memory(12 * numbers, *given)  # weights, gradients and momenta, in float32
-        head = encoder.build_projector(settings.projector, backbone.width, dim, hidden, seed=settings.seed)
+        head = encoder.build_projector(*shape, layers=layers, seed=settings.seed)
         expected = replace(
             backbone.input,
             mean=settings.channel_mean or render.IMAGENET_MEAN,
@@ -211,7 +259,7 @@ class MethodSpec:
     """Everything that the rest of tinyseed knows about a method.
 
     Attributes:
-        name: as in `tinyseed pretrain NAME`.
+        name: as in `tinyseed pretrain NAME` and `tinyseed distill --method NAME`.
         label: its name in the field's spelling.
         about: one line for the help.
         settings: its settings, a subclass of `DistillSettings` (it then has a teacher) or `PretrainSettings`.
@@ -221,6 +269,7 @@ class MethodSpec:
         sync_batch_norm: whether batch norms take their statistics over all GPUs.
         collapse_hint: what has helped where its features collapsed; ends a sentence "… may help".
         loss_note: how to read its loss curve.
+        default: whether `tinyseed distill` without a method's name runs it.
     """
 
     name: str
@@ -233,6 +282,7 @@ class MethodSpec:
     sync_batch_norm: bool = False
     collapse_hint: str = "A lower `lr`, a larger `batch_size` or another temperature"
     loss_note: str = "The loss does not tell whether the features are good."
+    default: bool = False
 
     @property
     def has_teacher(self) -> bool:
@@ -241,8 +291,10 @@ class MethodSpec:
 
     @property
     def command(self) -> str:
-        """The verb of the command line that runs it, as config.json names it."""
-        return "distill" if self.has_teacher else f"pretrain {self.name}"
+        """The command line that runs it, as config.json names it: each method has its own."""
+        if not self.has_teacher:
+            return f"pretrain {self.name}"
+        return "distill" if self.default else f"distill --method {self.name}"
 
     @property
     def model_file(self) -> str:

@@ -80,17 +80,23 @@ class CachedTargets(FreshTargets):
         why = self._failed or next((array.stopped for array in self._arrays.values() if array.stopped), "")
         return why and f"no more of the teacher's vectors are kept in {self.store.folder}: {why}"
 
+    def together(
+        self, views: Views, place: int, outputs: tuple[TeacherOutput, ...]
+    ) -> dict[TeacherOutput, Tensor]:
+        """Several outputs for one view of each image, each as it is kept."""
+        return {output: self.of(views, place, output) for output in outputs}
+
     def _asked(
-        self, views: Views, place: int, output: TeacherOutput
+        self, views: Views, place: int, output: TeacherOutput, side: int | None
     ) -> dict[tuple[int, TeacherOutput], Tensor]:
         if output not in self.outputs or views.indices is None:
-            return super()._asked(views, place, output)
+            return super()._asked(views, place, output, side)
         indices = views.indices.cpu().numpy()
         found, there = self._read(views.epoch, place, indices, output)
         missing = np.flatnonzero(~there)
         given: dict[TeacherOutput, NDArray[Any]] = {output: found}
         if len(missing):
-            computed = self._computed(views, place, missing)
+            computed = self._computed(views, place, side, missing)
             for name, values in computed.items():
                 if len(missing) == len(indices):
                     given[name] = values
@@ -116,11 +122,11 @@ class CachedTargets(FreshTargets):
         return found, there
 
     def _computed(
-        self, views: Views, place: int, missing: NDArray[np.int64]
+        self, views: Views, place: int, side: int | None, missing: NDArray[np.int64]
     ) -> dict[TeacherOutput, NDArray[Any]]:
         """All outputs for some images of a batch, as they are now kept."""
         assert views.indices is not None
-        seen = views.seen(place, self.teacher.input, self.bands)
+        seen = self._seen(views, place, side)
         if len(missing) < len(seen):
             seen = seen[torch.from_numpy(missing).to(seen.device)]
         indices, began = views.indices.cpu().numpy()[missing], time.perf_counter()

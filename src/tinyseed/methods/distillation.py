@@ -33,9 +33,28 @@ class Distillation(Method):
         self.teacher = frozen
         self.targets: Targets = targets or FreshTargets(frozen, teacher_bands)
 
-    def view(self, settings: ViewSettings, image_size: int) -> View:
-        """A random view at the higher of the two networks' resolutions."""
-        return View(settings, max(image_size, self._teacher.input.size))
+    def view(self, settings: ViewSettings, image_size: int, teacher_size: int | None = None) -> View:
+        """A random view at the higher of the two networks' resolutions; by default the teacher's is its own."""
+        return View(settings, max(image_size, teacher_size or self._teacher.input.size))
+
+    def teacher_side(self, size: int, image_size: int) -> int:
+        """Side of the images that the teacher sees of a crop that is smaller than the other views.
+
+        Args:
+            size: of the crop for the student.
+            image_size: of the other views for the student.
+
+        Returns:
+            The same part of the teacher's own side, raised to a multiple of its patch. A teacher that takes images of
+            one size only sees the crop enlarged to that size.
+        """
+        teacher = self._teacher
+        side = teacher.input.fitting(round(size * teacher.input.size / image_size))
+        return side if teacher.takes(side) else teacher.input.size
+
+    def taught(self, views: tuple[View, ...]) -> tuple[View, ...]:
+        """Those of the method's views that the teacher sees: the first ones; by default all."""
+        return views
 
     def to(self, device: "torch.device") -> None:
         """Move the method's own state and the teacher to a device."""
@@ -43,7 +62,7 @@ class Distillation(Method):
         self._teacher.to(device).channels_last()
 
     def teacher_queues(self) -> "tuple[queues.Queue, ...]":
-        """The queues that hold rows of the teacher only, so that students may have them in common."""
+        """The queues that hold rows of the teacher only, so that students may have them in common, place by place."""
         return ()
 
     @property

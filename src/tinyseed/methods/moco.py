@@ -4,15 +4,14 @@ Source: He et al., Momentum Contrast for Unsupervised Visual Representation Lear
 Chen et al., Improved Baselines with Momentum Contrastive Learning, 2020 (arXiv 2003.04297).
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from tinyseed.data.addressed import permutation
 from tinyseed.data.augmentation import View, published
 from tinyseed.methods.base import Forward, Group, Method, MethodSpec, Setup, StepOutput
-from tinyseed.methods.parts import contrast, encoder, queues, render, shapes, torch
+from tinyseed.methods.momentum_contrast import MomentumContrast
+from tinyseed.methods.parts import encoder, queues, render, shapes, torch
 from tinyseed.settings.base import LARGEST, QUEUE_SIZES, Range
 from tinyseed.settings.train import PretrainSettings, TrainSettings
 
@@ -68,9 +67,14 @@ class MoCo(Method):
     ) -> None:
         super().__init__(trained, trained, group)
         self.settings = settings
-        self.key_encoder = copy.deepcopy(trained).requires_grad_(False)
-        self.queue = queue
-        self.seed = seed
+        self.contrast = MomentumContrast(
+            trained,
+            queue,
+            momentum=settings.encoder_momentum,
+            temperature=settings.temperature,
+            seed=seed,
+            group=group,
+        )
 
     def views(self, image_size: int) -> tuple[View, ...]:
         """Two, drawn alike.
@@ -86,51 +90,24 @@ class MoCo(Method):
         expected = self.encoder.input
         first, second = (render.normalize(view, expected.mean, expected.std) for view in views)
         queries = forward(first)
-        keys = self._keys(second, step)
-        loss = contrast.info_nce(queries, keys, self.queue.rows(), temperature=self.settings.temperature)
-        return StepOutput(loss, keys)
-
-    def _keys(self, images: "shapes.Images", step: int) -> "shapes.Embeddings":
-        """Shuffled batch norm: keys are made in another grouping over the processes than the queries.
-
-        Otherwise the statistics of a process' batch would reveal which key belongs to which query
-        (1911.05722, section 3.3).
-        """
-        with torch.no_grad():
-            if self.group.size == 1:
-                return self.key_encoder(images)
-            everything = self.group.gather(images)
-            shuffled = permutation(self.seed, step, len(everything), "shuffled-bn")
-            order = torch.from_numpy(shuffled)
-            if images.is_cuda:  # from other memory a transfer would be waited for
-                order = order.pin_memory()
-            order = order.to(images.device, non_blocking=True)
-            mine = slice(self.group.rank * len(images), (self.group.rank + 1) * len(images))
-            keys = self.group.gather(self.key_encoder(everything[order[mine]]))
-            return keys[order.argsort()[mine]]
+        keys = self.contrast.keys(second, step)
+        return StepOutput(self.contrast.loss(queries, keys), keys)
 
     def advance(self, outputs: Sequence[StepOutput]) -> None:
-        """Move the key encoder towards the trained one, then push the keys of all processes.
-
-        Differs: MoCo's code moves it at the start of the next step; the values that are used are the same.
-        """
-        weight = 1 - self.settings.encoder_momentum
-        with torch.no_grad():
-            pairs = zip(self.key_encoder.parameters(), self.module.parameters(), strict=True)
-            for key, query in pairs:
-                key.lerp_(query, weight)
+        """Move the key encoder towards the trained one, then push the keys of all processes."""
+        self.contrast.follow()
         for output in outputs:
             assert output.rows is not None
-            self.queue.push(self.group.gather(output.rows))
+            self.contrast.push(output.rows)
 
     def state(self) -> Mapping[str, Any]:
         """Key encoder and queue."""
-        return {"key_encoder.": self.key_encoder, "queue.": self.queue}
+        return self.contrast.state()
 
     def to(self, device: "torch.device") -> None:
         """Move key encoder and queue to a device."""
         super().to(device)
-        self.key_encoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.contrast.channels_last()
 
 
 def build(setup: Setup) -> MoCo:

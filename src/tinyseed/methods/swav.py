@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from tinyseed.data.augmentation import SWAV_CROPS, View, color_distortion
-from tinyseed.errors import InputError
 from tinyseed.memory import require_memory
 from tinyseed.methods.base import Forward, Group, Method, MethodSpec, Setup, StepOutput
+from tinyseed.methods.crops import SMALL_CROPS, require_small_crops, small_crop_size
 from tinyseed.methods.parts import cluster, encoder, functional, prototypes, queues, render, torch
 from tinyseed.settings.base import IMAGE_SIDES, LARGEST, MOST_EPOCHS, QUEUE_SIZES, WIDTHS, Range
 from tinyseed.settings.train import PretrainSettings, TrainSettings, check_batch_has_pairs, check_scale
-
-SMALLEST_CROP = 8
-"""Side in pixels of the smallest crop that "auto" chooses; it chooses multiples of this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +60,7 @@ class SwAVSettings(PretrainSettings):
 
     RANGES: ClassVar = {
         "large_crops": Range(2, 64),
-        "small_crops": Range(0, 64),
+        "small_crops": SMALL_CROPS,
         "small_crop_size": IMAGE_SIDES,
         "temperature": Range(0, LARGEST, above=True),
         "epsilon": Range(0, LARGEST, above=True),
@@ -85,14 +82,7 @@ class SwAVSettings(PretrainSettings):
     def settled(self, images: int) -> TrainSettings:
         """The same settings with the size of the small crops chosen."""
         del images
-        return self.replaced(small_crop_size=small_crop_size(self, self.image_size))
-
-
-def small_crop_size(settings: SwAVSettings, image_size: int) -> int:
-    """Side of the small crops in pixels: 3/7 of the large ones', in steps of 8, unless it is given."""
-    if settings.small_crop_size != "auto":
-        return settings.small_crop_size
-    return max(SMALLEST_CROP, round(image_size * 3 / 7 / SMALLEST_CROP) * SMALLEST_CROP)
+        return self.replaced(small_crop_size=small_crop_size(self.small_crop_size, self.image_size))
 
 
 class SwAV(Method):
@@ -128,7 +118,7 @@ class SwAV(Method):
         large, small = (
             color_distortion(settings.color_strength, scale, settings.blur_probability) for scale in scales
         )
-        size = small_crop_size(settings, image_size)
+        size = small_crop_size(settings.small_crop_size, image_size)
         return (View(large, image_size),) * settings.large_crops + (View(small, size),) * settings.small_crops
 
     def step(self, forward: Forward, views: "tuple[torch.Tensor, ...]", step: int) -> StepOutput:
@@ -185,30 +175,12 @@ def build(setup: Setup) -> SwAV:
     """
     settings = setup.settings
     trained = setup.encoder(settings.dim)
-    _try_small_crops(settings, trained)
+    if settings.small_crops:
+        require_small_crops(trained, settings.small_crop_size, settings.NETWORK)
     require_memory(
         4 * settings.large_crops * settings.queue_size * settings.dim, settings.queue_size, "queue_size"
     )
     return SwAV(settings, trained, setup.steps_per_epoch, settings.seed, setup.group)
-
-
-def _try_small_crops(settings: SwAVSettings, trained: "encoder.Encoder") -> None:
-    """Some networks take images of one size only, others none that small."""
-    size = small_crop_size(settings, settings.image_size)
-    if settings.small_crops == 0:
-        return
-    training = trained.training
-    try:
-        with torch.no_grad():
-            trained.eval()(torch.zeros(1, settings.channels, size, size))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        remedy = (
-            f"{settings.backbone} cannot take crops of {size} px beside {settings.image_size} px; give another "
-            "size, `small_crops` 0, or another `backbone`"
-        )
-        raise InputError(settings.small_crop_size, remedy, argument="small_crop_size") from error
-    finally:
-        trained.train(training)
 
 
 SWAV = MethodSpec(

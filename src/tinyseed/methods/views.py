@@ -1,6 +1,7 @@
 """The views of a batch as networks see them, and what a frozen teacher makes of them."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from tinyseed.methods.parts import contract, render, shapes, teacher, torch
@@ -8,7 +9,7 @@ from tinyseed.settings.train import TeacherOutput
 
 # A base class is needed now; the modules of `parts` are imported when a batch comes.
 if TYPE_CHECKING:
-    ViewTuple = tuple[shapes.Images, ...]
+    ViewTuple = tuple[shapes.ImagesOfAnySize, ...]
 else:
     ViewTuple = tuple
 
@@ -29,7 +30,10 @@ class Views(ViewTuple):
     given: "dict[object, dict[tuple[int, TeacherOutput], torch.Tensor]]"
 
     def __new__(
-        cls, images: "Iterable[shapes.Images]", indices: "shapes.Indices | None" = None, epoch: int = 0
+        cls,
+        images: "Iterable[shapes.ImagesOfAnySize]",
+        indices: "shapes.Indices | None" = None,
+        epoch: int = 0,
     ) -> "Views":
         """Views with their address."""
         views = super().__new__(cls, images)
@@ -38,7 +42,7 @@ class Views(ViewTuple):
         return views
 
     @classmethod
-    def of(cls, views: "tuple[shapes.Images, ...]") -> "Views":
+    def of(cls, views: "tuple[shapes.ImagesOfAnySize, ...]") -> "Views":
         """The same views; without an address where they have none."""
         return views if isinstance(views, cls) else cls(views)
 
@@ -69,12 +73,24 @@ class Views(ViewTuple):
 class Targets(Protocol):
     """What a frozen teacher makes of views: computed, shared by several students, or kept from an earlier pass."""
 
-    def __call__(self, views: Views, place: int = 0) -> "shapes.Embeddings":
-        """The teacher's unit rows [n, d] of one view of each image, without gradient."""
+    def __call__(self, views: Views, place: int = 0, side: int | None = None) -> "shapes.Embeddings":
+        """The teacher's unit rows [n, d] of one view of each image, without gradient.
+
+        Args:
+            views: of a batch.
+            place: which view.
+            side: of the images that the teacher sees, in pixels; by default its own. The same for a place in all calls.
+        """
         ...
 
-    def of(self, views: Views, place: int, output: TeacherOutput) -> "torch.Tensor":
+    def of(self, views: Views, place: int, output: TeacherOutput, side: int | None = None) -> "torch.Tensor":
         """Another output of the teacher for the same view: its features [n, f], or its patches [n, p, f]."""
+        ...
+
+    def together(
+        self, views: Views, place: int, outputs: tuple[TeacherOutput, ...]
+    ) -> "dict[TeacherOutput, torch.Tensor]":
+        """Several outputs for one view, in one pass; the last digits may differ from those of one output alone."""
         ...
 
 
@@ -90,21 +106,39 @@ class FreshTargets:
         self.teacher = frozen
         self.bands = bands
 
-    def __call__(self, views: Views, place: int = 0) -> "shapes.Embeddings":
+    def __call__(self, views: Views, place: int = 0, side: int | None = None) -> "shapes.Embeddings":
         """The teacher's unit rows of one view of each image."""
-        return self.of(views, place, "rows")
+        return self.of(views, place, "rows", side)
 
-    def of(self, views: Views, place: int, output: TeacherOutput) -> "torch.Tensor":
+    def of(self, views: Views, place: int, output: TeacherOutput, side: int | None = None) -> "torch.Tensor":
         """Any output of the teacher for one view of each image."""
         given = views.given.setdefault(self, {})
         if (place, output) not in given:
-            given |= self._asked(views, place, output)
+            given |= self._asked(views, place, output, side)
         return given[place, output]
 
+    def together(
+        self, views: Views, place: int, outputs: tuple[TeacherOutput, ...]
+    ) -> "dict[TeacherOutput, torch.Tensor]":
+        """Several outputs for one view of each image, in one pass.
+
+        They are kept apart from those of one output: another engine may compute these, to other last digits.
+        """
+        given = views.given.setdefault((self, outputs), {})
+        if (place, outputs[0]) not in given:
+            made = self.teacher.outputs(self._seen(views, place, None), outputs)
+            given |= {(place, output): value for output, value in made.items()}
+        return {output: given[place, output] for output in outputs}
+
+    def _seen(self, views: Views, place: int, side: int | None) -> "shapes.ImagesOfAnySize":
+        """A view as the teacher sees it."""
+        expected = self.teacher.input
+        return views.seen(place, expected if side is None else replace(expected, size=side), self.bands)
+
     def _asked(
-        self, views: Views, place: int, output: TeacherOutput
+        self, views: Views, place: int, output: TeacherOutput, side: int | None
     ) -> "dict[tuple[int, TeacherOutput], torch.Tensor]":
         """What the teacher gives for a view: what is wanted, and perhaps more."""
-        seen = views.seen(place, self.teacher.input, self.bands)
+        seen = self._seen(views, place, side)
         value = self.teacher(seen) if output == "rows" else self.teacher.outputs(seen, (output,))[output]
         return {(place, output): value}

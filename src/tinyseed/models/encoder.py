@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from tinyseed.models.backbones import Backbone, seeded
 from tinyseed.models.contract import InputContract
+from tinyseed.settings.train import DEEPENED
 from tinyseed.shapes import Embeddings, Features, Images
 
 ProjectorKind = Literal["linear", "mlp", "mlp-bn", "mlp-bn-3"]
@@ -125,6 +126,29 @@ def kind_of(layers: Sequence[Layer]) -> str:
     return next(named, " ".join(map(str, layers)))
 
 
+def deepened(kind: str, dim: int, hidden: int, layers: int | None = None) -> str:
+    """What `Projector` calls an MLP with another number of linear layers; each hidden one is like the first.
+
+    Args:
+        kind: "mlp" or "mlp-bn"; with `layers` None any kind, which is returned as it is.
+        dim: length of the embedding.
+        hidden: width of the hidden layers.
+        layers: linear layers, at least 2.
+
+    Raises:
+        ValueError: another kind, or fewer layers.
+
+    >>> deepened("mlp", 4, 9, 2), deepened("mlp", 4, 9, 3), deepened("mlp-bn", 4, 9, 3)
+    ('mlp', 'linear:9 relu linear:9 relu linear:4', 'mlp-bn-3')
+    """
+    if layers is None:
+        return kind
+    if kind not in DEEPENED or layers < 2:
+        raise ValueError(f"a {kind} head cannot have {layers} layers")
+    *block, last = layers_of(kind, dim, hidden)
+    return kind_of((*block * (layers - 1), last))
+
+
 def outputs_of(layers: Sequence[Layer]) -> tuple[int, int]:
     """Length of the embedding, and width of the first hidden layer."""
     widths = [layer.out for layer in layers if layer.kind == "linear"]
@@ -151,6 +175,7 @@ def build_projector(
     dim: int,
     hidden: int | None = None,
     *,
+    layers: int | None = None,
     seed: int | None = None,
 ) -> Projector | None:
     """A head from `width` to `dim` with random weights; None for the kind "none".
@@ -160,7 +185,11 @@ def build_projector(
         width: length of the backbone's features.
         dim: length of the embedding.
         hidden: width of the MLP's hidden layers; by default the backbone's.
+        layers: linear layers of an MLP; by default as many as its kind says.
         seed: the same seed gives the same weights and leaves the global generator as it was.
+
+    Raises:
+        ValueError: the kind has a number of layers of its own, or an MLP would have fewer than two.
 
     Source: "mlp" is MoCo-v2's head (arXiv 2003.04297), which SEED (arXiv 2101.04731) adopts; "mlp-bn" is
     SimCLR's (arXiv 2002.05709) and SwAV's (arXiv 2006.09882), "mlp-bn-3" that of SimCLR v2 (arXiv 2006.10029).
@@ -168,8 +197,9 @@ def build_projector(
     """
     if kind == "none":
         return None
+    hidden = hidden or width
     with seeded(seed):
-        return Projector(kind, width, dim, hidden or width)
+        return Projector(deepened(kind, dim, hidden, layers), width, dim, hidden)
 
 
 class Encoder(nn.Module):
@@ -211,8 +241,7 @@ class Encoder(nn.Module):
 
     def head(self, features: Features) -> Embeddings:
         """Embeddings of the backbone's outputs, as `forward` gives them."""
-        rows = features if self.projector is None else self.projector(features)
-        return functional.normalize(at_least_float32(rows), dim=1, eps=_SMALLEST_NORM)
+        return unit_rows(features if self.projector is None else self.projector(features))
 
 
 def embedding_as_features(encoder: Encoder) -> Encoder:
@@ -220,6 +249,11 @@ def embedding_as_features(encoder: Encoder) -> Encoder:
     whole = Backbone(encoder, encoder.backbone.build, encoder.input, encoder.dim)
     whole.training = encoder.training
     return Encoder(whole)
+
+
+def unit_rows(rows: Embeddings) -> Embeddings:
+    """Rows brought to unit length, at least in float32."""
+    return functional.normalize(at_least_float32(rows), dim=1, eps=_SMALLEST_NORM)
 
 
 def at_least_float32(rows: Tensor) -> Tensor:

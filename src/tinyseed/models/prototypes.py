@@ -1,11 +1,10 @@
 """An encoder with prototypes: unit vectors that embeddings are compared with (SwAV, online clustering)."""
 
-from itertools import groupby
-
 import torch
 from torch import Tensor, nn
 
 from tinyseed.models.backbones import seeded
+from tinyseed.models.crops import embed_crops
 from tinyseed.models.encoder import Encoder
 
 # A unit row that is normalized again may change in its last digit, and frozen prototypes would drift.
@@ -30,10 +29,9 @@ class PrototypeEncoder(nn.Module):
     def forward(self, *crops: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings [v·n, d] and scores [v·n, k] of v crops of n images, [n, c, h, w] each.
 
-        Consecutive crops of one size pass the backbone together, all of them the head. Scores are float32 at least.
+        Scores are float32 at least.
         """
-        groups = [torch.cat(list(group)) for _, group in groupby(crops, key=lambda crop: crop.shape[-1])]
-        embeddings = self.encoder.head(torch.cat([self.encoder.backbone(group) for group in groups]))
+        embeddings = embed_crops(self.encoder, crops)
         with torch.autocast(embeddings.device.type, enabled=False):
             return embeddings, self.prototypes(embeddings)
 

@@ -5,11 +5,11 @@ or state, and no call to train() reaches its batch norm.
 """
 
 import copy
-from collections.abc import Collection
-from typing import Any, cast
+from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tinyseed.errors import InputError
 from tinyseed.files import digest
@@ -19,6 +19,7 @@ from tinyseed.models.encoder import Encoder, at_least_float32, freeze
 from tinyseed.models.engines.base import Engine
 from tinyseed.models.engines.plain import TorchEngine
 from tinyseed.models.folding import fold_batch_norm
+from tinyseed.models.patches import features_and_patches, gives_patches
 from tinyseed.settings.train import TeacherOutput
 from tinyseed.shapes import Embeddings, Features, Images, Patches
 
@@ -38,6 +39,8 @@ class Teacher:
         gives: what it can be asked for.
         engine: how its backbone is computed: "torch", or what `use` was given.
         agreement: how far that engine agrees with torch, as plain values; empty for torch itself.
+        sides: whether it takes images of other sides than its own, as far as that has been found out.
+        remember: called when more of that is known; None: nobody keeps it.
     """
 
     def __init__(self, encoder: Encoder, spec: str) -> None:
@@ -50,15 +53,15 @@ class Teacher:
         self.width = encoder.width
         self.parameters_count = sum(parameter.numel() for parameter in encoder.backbone.parameters())
         self.architecture = encoder.backbone.name
-        has_maps = all(
-            hasattr(encoder.backbone.network, name) for name in ("forward_features", "forward_head")
-        )
+        has_patches = gives_patches(encoder.backbone.network)
         self.gives: tuple[TeacherOutput, ...] = (
-            ("rows", "features", "patches") if has_maps else ("rows", "features")
+            ("rows", "features", "patches") if has_patches else ("rows", "features")
         )
         self.digest = weights_digest(encoder.state_dict())
         self.engine = "torch"
         self.agreement: dict[str, Any] = {}
+        self.sides: dict[str, bool] = {}
+        self.remember: Callable[[], object] | None = None
         self._compute: Engine = TorchEngine(self._encoder.backbone)
 
     @torch.no_grad()  # not inference_mode: its tensors could not be saved for a student's backward pass
@@ -94,10 +97,8 @@ class Teacher:
         self.require(wanted)
         encoder, given = self._network(), dict[TeacherOutput, Tensor]()
         if "patches" in wanted:
-            network = encoder.backbone.network
-            maps = network.forward_features(images)  # pyright: ignore[reportCallIssue]  (`gives` has looked)
-            given["patches"] = _as_patches(maps, network).float()
-            features = network.forward_head(maps)  # pyright: ignore[reportCallIssue]
+            features, patches = features_and_patches(encoder.backbone.network, images)
+            given["patches"] = patches.float()
         else:
             features = self._compute(images)
         if "features" in wanted:
@@ -116,6 +117,26 @@ class Teacher:
             if output not in self.gives:
                 why = f"{self.spec} ({self.architecture}) does not give them; networks of timm do"
                 raise InputError(output, why, argument="cache_outputs")
+
+    def takes(self, side: int) -> bool:
+        """Whether it can see images of another side in pixels than its own, as convolutional networks can."""
+        if side == self.input.size:
+            return True
+        if str(side) not in self.sides:
+            self.sides[str(side)] = self._tries(side)
+            if self.remember is not None:
+                self.remember()
+        return self.sides[str(side)]
+
+    @torch.no_grad()
+    def _tries(self, side: int) -> bool:
+        network = self._network().backbone
+        device = next(network.parameters()).device
+        try:
+            given = network(torch.zeros(1, self.input.channels, side, side, device=device))
+        except (RuntimeError, AssertionError, ValueError):
+            return False
+        return given.shape == (1, self.width)
 
     @property
     def backbone(self) -> Backbone:
@@ -148,15 +169,6 @@ class Teacher:
         """Lay the weights out for images in channels-last memory; returns the same teacher."""
         self._network().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return self
-
-
-def _as_patches(maps: Tensor, network: nn.Module) -> Tensor:
-    """Tokens without those that stand for no patch, or the places of a map row by row."""
-    if maps.ndim == 3:
-        return maps[:, cast(int, getattr(network, "num_prefix_tokens", 0)) :]
-    if str(getattr(network, "output_fmt", "NCHW")) == "NHWC":
-        return maps.flatten(1, 2)
-    return maps.flatten(2).transpose(1, 2)
 
 
 def _frozen(encoder: Encoder) -> Encoder:

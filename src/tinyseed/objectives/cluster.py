@@ -1,9 +1,10 @@
-"""Clusters instead of single images: codes by Sinkhorn-Knopp, and SwAV's swapped prediction.
+"""Clusters instead of single images: codes by Sinkhorn-Knopp, their prediction, and SwAV's swapped one.
 
 Axes here: k prototypes, v crops of an image, of which the first l are large.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -61,6 +62,42 @@ def sinkhorn(
             logs = logs - gather(logs.logsumexp(0, keepdim=True)).logsumexp(0)
             logs = logs.log_softmax(1)
         return logs.softmax(1)
+
+
+class CodeTerms(NamedTuple):
+    """The loss, and what is obtained with it at no extra cost.
+
+    Attributes:
+        loss: mean over the images of the cross-entropy H(code, p), in nats; the scores get its gradient.
+        code_entropy: mean over the images of the codes' own entropy, in nats: the lower bound of the loss.
+    """
+
+    loss: Scalar
+    code_entropy: Scalar
+
+
+def code_terms(scores: Scores, codes: Codes, *, temperature: float = 0.1) -> CodeTerms:
+    """Mean of H(code, softmax(scores / τ)): how well the scores predict given codes.
+
+    Args:
+        scores: [n, k], the only one that gets a gradient.
+        codes: [n, k], rows sum to 1.
+        temperature: τ > 0.
+
+    Returns:
+        Nats; float64 where an input is float64, else float32, also under autocast.
+
+    Raises:
+        ValueError: the temperature is not above 0.
+
+    Source: Caron et al., SwAV, NeurIPS 2020 (arXiv 2006.09882), equation 2.
+    """
+    check_temperature("temperature", temperature)
+    with torch.autocast(scores.device.type, enabled=False):
+        dtype = common_dtype(scores, codes)
+        given = codes.detach().to(dtype)
+        loss = -(given * log_softmax(scores.to(dtype) / temperature, 1)).sum(1).mean()
+        return CodeTerms(loss, -torch.xlogy(given, given).sum(1).mean())
 
 
 def swav_loss(

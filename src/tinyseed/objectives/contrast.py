@@ -1,9 +1,9 @@
-"""Contrastive losses, which find an image's other view among other images: InfoNCE (queue) and NT-Xent (batch)."""
+"""Contrastive losses, which find an image's other view among other images: InfoNCE and NCE (queue), NT-Xent (batch)."""
 
 import math
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, logsigmoid
 
 from tinyseed.objectives.similarity import (
     check_inputs,
@@ -13,6 +13,7 @@ from tinyseed.objectives.similarity import (
     with_gradient,
     with_own_row,
 )
+from tinyseed.objectives.streaming import row_blocks
 from tinyseed.shapes import Embeddings, Rows, Scalar
 
 
@@ -45,6 +46,49 @@ def info_nce(queries: Embeddings, positives: Embeddings, rows: Rows, *, temperat
         view = with_own_row(soft_lookup(scaled, rows), scaled, own)
         gradient = view.offset / (temperature * len(own))
     return with_gradient(queries, view.excess.mean(), gradient)
+
+
+def binary_nce(
+    queries: Embeddings, positives: Embeddings, rows: Rows, *, images: int, temperature: float = 0.07
+) -> Scalar:
+    """Noise-contrastive estimation: of each vector it is said whether it is the query's own, CRD's loss.
+
+    With h(z) = e^s / (e^s + k / M) and s = query · z / τ: mean over the queries of
+    −log h(positive) − Σ_j log(1 − h(row_j)).
+
+    Args:
+        queries: [n, d], unit rows; the only one that gets a gradient.
+        positives: [n, d], unit rows, the vector that belongs to each query.
+        rows: [k, d], unit rows of other images (the queue); k = 0 gives 0. They may change before `backward`.
+        images: M ≥ 1, size of the data set that the rows are drawn from.
+        temperature: τ > 0.
+
+    Returns:
+        Nats; float64 where an input is float64, else float32, also under autocast. A block of scores is held in memory.
+
+    Raises:
+        ValueError: the temperature is not above 0, there is no image, shapes do not fit, or vectors are not floating
+            point.
+
+    Source: Tian et al., CRD, ICLR 2020 (arXiv 1910.10699), equations 18 and 19; Gutmann & Hyvärinen, AISTATS 2010.
+    """
+    check_temperature("temperature", temperature)
+    check_inputs("queries", queries=queries, positives=positives, rows=rows)
+    if images < 1:
+        raise ValueError(f"images: {images}: give at least 1")
+    with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
+        dtype = common_dtype(queries, positives, rows)
+        own, scaled = positives.to(dtype), queries.to(dtype) / temperature
+        threshold = math.log(len(rows) / images) if len(rows) else -math.inf
+        score = (scaled * own).sum(1) - threshold
+        losses, pulled = -logsigmoid(score), -torch.sigmoid(-score)[:, None] * own
+        for _, part in row_blocks(rows, len(queries)):
+            negatives = part.to(dtype)
+            scores = scaled @ negatives.T - threshold
+            losses -= logsigmoid(-scores).sum(1)
+            pulled.addmm_(scores.sigmoid_(), negatives)
+        gradient = pulled / (temperature * len(own))
+    return with_gradient(queries, losses.mean(), gradient)
 
 
 def nt_xent(

@@ -1,5 +1,6 @@
 """SEED's loss: the student learns to place an image among the rows of the queue as the teacher does."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,12 @@ from tinyseed.shapes import Embeddings, Rows, Scalar
 SMALL_LOSS = 2.0**-4
 """Nats. What is left out of the teacher's look-up is a share of a total that includes the own row. For a smaller loss
 that could show, so the share is then of the other rows' weight alone."""
+
+CALIBRATED_ON = 1024
+"""Images at most that `temperature_for` looks at: all pairs of them."""
+
+TEMPERATURES = (1e-6, 1e3)
+"""Between which `temperature_for` looks."""
 
 
 class SeedTerms(NamedTuple):
@@ -136,6 +143,49 @@ def target_entropy(
     queries = own / teacher_temperature
     view = with_own_row(soft_lookup(queries, rows), queries, own)
     return _cross_entropy(view, queries, view.offset)
+
+
+def temperature_for(teacher: Embeddings, perplexity: float, rows: int) -> float:
+    """The teacher's temperature at which its target spreads over a number of images on average.
+
+    That number is the perplexity, e to the mean entropy H(p_T) over the images. Each of the n − 1 other images stands
+    for r = rows / (n − 1) of the queue, so that a few images tell what a large queue will give: with scores s_j, and
+    x_j = (s_j − 1) / τ, Z = 1 + r Σ_j exp(x_j) and H = log Z − r Σ_j exp(x_j) x_j / Z. H grows with τ, so τ is found
+    by bisection of its logarithm.
+
+    Args:
+        teacher: [n, d], unit rows of different images, n ≥ 2; the first 1,024 are looked at.
+        perplexity: above 1 and below rows + 1.
+        rows: of the queue.
+
+    Returns:
+        τ_T, to three digits; from 1e-6 to 1e3.
+
+    Raises:
+        ValueError: fewer than two images, or a perplexity that no temperature gives.
+    """
+    if len(teacher) < 2:
+        raise ValueError(f"teacher: {len(teacher)} images: give at least two")
+    if not 1 < perplexity < rows + 1:
+        raise ValueError(f"perplexity: {perplexity}: give a number above 1 and below {rows + 1}, rows + 1")
+    unit = teacher[:CALIBRATED_ON].double().cpu()
+    scores = unit @ unit.T
+    gaps = (scores - scores.diagonal()[:, None]).fill_diagonal_(-math.inf)
+    low, high = (math.log(end) for end in TEMPERATURES)
+    while high - low > 1e-5:  # a share of the temperature
+        middle = (low + high) / 2
+        above = _mean_entropy(gaps, math.exp(middle), rows / (len(unit) - 1)) > math.log(perplexity)
+        low, high = (low, middle) if above else (middle, high)
+    return float(f"{math.exp(high):.3g}")
+
+
+def _mean_entropy(gaps: Float[Tensor, "n n"], temperature: float, each: float) -> float:
+    """Mean entropy of softmax over own row (score 0) and others [n, n], of which each stands for several."""
+    exponents = gaps / temperature
+    weights = each * exponents.exp()
+    total = 1 + weights.sum(1)
+    spread = torch.where(weights > 0, weights * exponents, 0.0).sum(1)
+    return float((total.log() - spread / total).mean())
 
 
 def _cross_entropy(view: OwnRowLookup, queries: Embeddings, target: Embeddings) -> Float[Tensor, " n"]:

@@ -52,7 +52,7 @@ def lookup_by_stream(
         known: for each group, log-weights [n] that will be added to the total later (an own row's), or None. They count
             when it is decided what may be left out.
     """
-    parts = list(_parts(rows, sum(map(len, groups))))
+    parts = list(row_blocks(rows, sum(map(len, groups))))
     chosen = [
         _Selection(queries, rows, also) if may_select(rows) else None
         for queries, also in zip(groups, known, strict=True)
@@ -77,8 +77,8 @@ def may_select(rows: Rows) -> bool:
     return rows.device.type == "cpu" and rows.dtype == torch.float32 and len(rows) >= SELECT_FROM
 
 
-def _parts(rows: Rows, queries: int) -> Iterator[tuple[int, Rows]]:
-    """Blocks of rows, and where each begins."""
+def row_blocks(rows: Rows, queries: int) -> Iterator[tuple[int, Rows]]:
+    """Blocks of rows, whose scores with so many queries are of the size `SCORE_BYTES`, and where each begins."""
     size = rows.element_size()
     block = SCORE_BYTES.get(rows.device.type, SCORE_BYTES["cuda"]) // (max(queries, 1) * size)
     if rows.device.type == "cpu":

@@ -1,10 +1,10 @@
-"""Several runs from one command: several students of one teacher, or several settings of a student."""
+"""Several runs from one command: several students of one teacher, several settings of a student, or methods."""
 
 import dataclasses
 import difflib
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from tinyseed.errors import InputError
@@ -12,6 +12,10 @@ from tinyseed.settings.base import aliases, flag
 from tinyseed.settings.train import TrainSettings
 
 Kind = TypeVar("Kind", bound=TrainSettings)
+Kept = TypeVar("Kept")
+
+METHOD_HELP = """How the student learns. Several train a run for each, as several values of `grid` do; a flag that only
+some of them have is for those"""
 
 GRID_HELP = """Train a run for each of these values of a student's own settings, as in teacher_temperature=0.01,0.1; for
 several settings, one for each combination. All see the same views, and each has its own folder in the output folder."""
@@ -78,6 +82,57 @@ def several(
             raise InputError(name, remedy, argument=network)
         runs[name] = kind(**{**values, **chosen, "out": values["out"] / name})
     return runs
+
+
+def several_methods(
+    kinds: Mapping[str, type[TrainSettings]],
+    values: Mapping[str, Mapping[str, Any]],
+    students: Sequence[str],
+    grids: Mapping[str, Mapping[str, Sequence[Any]]],
+) -> dict[str, TrainSettings]:
+    """The settings of each run of one or several methods; of several, a run's name begins with that of its method.
+
+    Args:
+        kinds: the settings of each method by its name.
+        values: for each method the settings that all its runs have, without the network's name.
+        students: networks to train with each.
+        grids: for each method the values of settings that its runs differ in.
+
+    Raises:
+        InputError: as `several`.
+    """
+    runs: dict[str, TrainSettings] = {}
+    if len(kinds) == 1:
+        ((method, kind),) = kinds.items()
+        return dict(several(kind, values[method], students, grids[method]))
+    for method, kind in kinds.items():
+        single = len(students) == 1 and not grids[method]
+        for name, of_run in several(kind, values[method], students, grids[method]).items():
+            joined = method if single else f"{method},{name}"
+            runs[joined] = of_run.replaced(out=values[method]["out"] / joined)
+    return runs
+
+
+def given_for(
+    given: Mapping[str, Kept], kind: type[TrainSettings], others: Iterable[type[TrainSettings]]
+) -> dict[str, Kept]:
+    """What is given for a method: without settings that only other methods have.
+
+    Args:
+        given: values by the names of settings.
+        kind: the settings of the method.
+        others: those of all methods that the values are given to.
+    """
+    return {
+        name: value
+        for name, value in given.items()
+        if knows(kind, name) or not any(knows(other, name) for other in others)
+    }
+
+
+def knows(kind: type[TrainSettings], name: str) -> bool:
+    """Whether a method has a setting, by its name or a former one."""
+    return any(aliases(kind).get(name, name) == field.name for field in dataclasses.fields(kind))
 
 
 def _require_distinct(name: str, given: Sequence[Any], network: str) -> None:

@@ -27,6 +27,9 @@ Augmentation = Literal["moco-v2", "moco-v1", "simclr", "swav"]
 TeacherOutput = Literal["rows", "features", "patches"]
 """What a teacher gives for an image: its unit row, its backbone's features, or a vector for each patch."""
 
+DEEPENED = ("mlp", "mlp-bn")
+"""Heads that may have any number of layers."""
+
 FREE_ON_RESUME = frozenset(
     {
         "resume",
@@ -115,6 +118,8 @@ class TrainSettings(ChannelSettings):
     """Use a 3×3 stem with stride 1 and no max-pooling (ResNets, for images of up to 64 px)."""
     projector_hidden: int | Literal["auto"] = "auto"
     """Width of the hidden layers of an MLP head; auto: that of the backbone's features."""
+    projector_layers: int | Literal["auto"] = "auto"
+    """Linear layers of an MLP head (mlp, mlp-bn), the hidden ones all of the same width; auto: 2 (mlp-bn-3: 3)."""
     blur_probability: float = 0.5
     """Fraction of the views that are blurred; 0 suits images of 32 px."""
     optimizer: Literal["sgd", "lars"] = "sgd"
@@ -171,8 +176,8 @@ class TrainSettings(ChannelSettings):
     """The field that names the network to train."""
 
     OWN: ClassVar[frozenset[str]] = frozenset(
-        {"small_stem", "projector_hidden", "epochs", "optimizer", "lr", "final_lr", "schedule", "momentum"}
-        | {"weight_decay", "lars_scope", "warmup_epochs", "warmup_lr"}
+        {"small_stem", "projector_hidden", "projector_layers", "epochs", "optimizer", "lr", "final_lr"}
+        | {"schedule", "momentum", "weight_decay", "lars_scope", "warmup_epochs", "warmup_lr"}
     )
     """Settings of this class in which networks that are trained together, on the same views, may differ."""
 
@@ -183,6 +188,7 @@ class TrainSettings(ChannelSettings):
         "accumulate": BATCH_SIZES,
         "image_size": IMAGE_SIDES,
         "projector_hidden": WIDTHS,
+        "projector_layers": Range(2, 16),
         "blur_probability": Range(0, 1),
         "lr": Range(0, LARGEST, above=True),
         "final_lr": Range(0, LARGEST),
@@ -220,6 +226,11 @@ class TrainSettings(ChannelSettings):
         """After how many epochs the views repeat; None: never."""
         return None
 
+    @property
+    def images_together(self) -> int:
+        """How many adjacent images of a batch have to be in the same forward pass."""
+        return 1
+
     def check(self) -> None:
         """Refuse settings that cannot be meant; see `Settings.check`."""
         super().check()
@@ -234,6 +245,10 @@ class TrainSettings(ChannelSettings):
         if self.schedule == "cosine-epoch" and self.max_minutes is not None:
             remedy = "goes by epochs; leave out `max_minutes`, or give cosine"
             raise InputError(self.schedule, remedy, argument="schedule")
+        head = getattr(self, "projector", None)  # a setting of each method's own
+        if self.projector_layers != "auto" and head not in DEEPENED:
+            remedy = f"is for MLP heads; give it with `projector` {' or '.join(DEEPENED)}"
+            raise InputError(self.projector_layers, remedy, argument="projector_layers")
         for name in ("final_lr", "warmup_lr"):
             value = getattr(self, name)
             if value is not None and value > self.lr:
@@ -290,6 +305,9 @@ class DistillSettings(TrainSettings):
     """Smallest and largest fraction of the image's area that a view covers. By default that of the augmentation."""
     color_jitter: tuple[float, ...] = ()
     """Largest changes of brightness, contrast, saturation and hue. By default those of the augmentation."""
+    mixup: float = 0.0
+    """Mix each view with that of another image, the same for teacher and student: its share is drawn from Beta(a, a)
+    for this number a, such as 0.2 or 1; 0: views are not mixed."""
     cache_views: int | None = None
     """Keep the teacher's vectors of this many random views of each image on disk: they are computed in the first epochs
     and read from then on, also by later runs with other students, loss settings or seeds; 8 is a good number (what
@@ -308,6 +326,7 @@ class DistillSettings(TrainSettings):
     NETWORK: ClassVar[str] = "student"
     OWN: ClassVar = frozenset({"student"})
     RANGES: ClassVar = {
+        "mixup": Range(0, LARGEST),
         "cache_views": Range(1, 10_000),
         "view_seed": SEEDS,
         "teacher_image_size": IMAGE_SIDES,
@@ -331,6 +350,11 @@ class DistillSettings(TrainSettings):
     def view_epochs(self) -> int | None:
         """After how many epochs the views repeat; None: never."""
         return self.cache_views
+
+    @property
+    def images_together(self) -> int:
+        """Pairs, where views are mixed."""
+        return 2 if self.mixup else 1
 
     def check(self) -> None:
         """Refuse settings that cannot be meant; see `Settings.check`."""
@@ -357,6 +381,11 @@ class DistillSettings(TrainSettings):
         if "rows" not in self.cache_outputs:
             given = " ".join(self.cache_outputs) or MISSING
             raise InputError(given, "give rows, too: the student learns them", argument="cache_outputs")
+        if self.mixup and self.cache_views is not None:
+            remedy = (
+                "mixes other pairs of images in each epoch, which cannot be kept; leave out `cache_views`"
+            )
+            raise InputError(self.mixup, remedy, argument="mixup")
         for name, given in (("cache", self.cache), ("cache_crops", self.cache_crops)):
             if given and self.cache_views is None:
                 remedy = "give `cache_views` beside it: how many views of each image are kept"

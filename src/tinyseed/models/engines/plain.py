@@ -21,15 +21,15 @@ _CLOSE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 class TorchEngine:
     """A frozen backbone in torch.
 
-    On a CPU its weights are packed at the first call, for the arithmetic that autocast asks for then. The packed
-    network is used only if it gives the same outputs for the first images, to rounding.
+    On a CPU its weights are packed at the first call, for the arithmetic that autocast asks for then and the side of
+    the images. The packed network is used only if it gives the same outputs for the first images, to rounding.
     """
 
     key = ""
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
-        self._packed: dict[torch.dtype, nn.Module] = {}
+        self._packed: dict[tuple[torch.dtype, int], nn.Module] = {}
 
     def __reduce__(self) -> tuple[object, ...]:
         return TorchEngine, (self._backbone,)  # packed weights can be neither copied nor pickled
@@ -40,9 +40,10 @@ class TorchEngine:
         if dtype not in _CLOSE or len(images) < FEWEST or not can_pack(images):
             return self._backbone(images)
         images = images.contiguous(memory_format=torch.channels_last)
-        if dtype not in self._packed:
-            self._packed[dtype] = self._checked(images[:PIECE], dtype)
-        return in_pieces(self._packed[dtype], images, PIECE)
+        key = (dtype, images.shape[-1])
+        if key not in self._packed:
+            self._packed[key] = self._checked(images[:PIECE], dtype)
+        return in_pieces(self._packed[key], images, PIECE)
 
     def _checked(self, images: Tensor, dtype: torch.dtype) -> nn.Module:
         """The packed network, or the network itself where it cannot be packed or then gives other outputs."""
