@@ -6,7 +6,8 @@ Source: Abbasi Koohpayegani, Tejankar & Pirsiavash, CompRess: Self-Supervised Le
 NeurIPS 2020 (arXiv 2010.14713), sections 3 (CompRess-2q) and 3.1 (CompRess-1q).
 Differs: the student's queue is filled with its own vectors; the published runs fill it from a copy of the student that
 follows it with momentum 0.999, which takes a second forward pass (their train_student_without_momentum.py does not).
-Queues begin empty, not with random rows.
+So a large learning rate outdates the queue: with the default, or less, the student learns. Queues begin empty, not with
+random rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from tinyseed.settings.base import LARGEST, Range
 class CompressSettings(QueueSettings):
     """`tinyseed distill --method compress`; the defaults are CompRess-2q's."""
 
+    lr: float = 0.01
     student_temperature: float = 0.04
     """Temperature of the student's similarities."""
     teacher_temperature: float = 0.04
@@ -101,6 +103,6 @@ COMPRESS = MethodSpec(
     about="CompRess: the student ranks the images of its own queue as the teacher ranks them in another",
     settings=CompressSettings,
     build=Compress,
-    collapse_hint="A lower `lr`, a larger `queue_size` or another temperature",
+    collapse_hint="A lower `lr`, which keeps the student's queue up to date, or another temperature",
     loss_note="Divergence from the teacher's similarities: 0 where they are the same. It rises while the queues fill.",
 )

@@ -44,11 +44,12 @@ class KMeansSettings(DistillSettings):
         """
         count = max(2, min(1000, images // 10)) if self.clusters == "auto" else self.clusters
         seen = IMAGES_PER_CLUSTER * count if self.cluster_images == "auto" else self.cluster_images
-        for name, most in (("clusters", images), ("cluster_images", seen)):
-            if count > most:
-                shown = f"give at most {images}, the training images"
-                remedy = shown if name == "clusters" else f"give at least as many as `clusters`, {count}"
-                raise InputError(getattr(self, name), remedy, argument=name)
+        if count > images:
+            remedy = f"give at most {images}, the training images"
+            raise InputError(self.clusters, remedy, argument="clusters")
+        if count > seen:
+            remedy = f"give at least as many as `clusters`, {count}"
+            raise InputError(self.cluster_images, remedy, argument="cluster_images")
         return self.replaced(clusters=count, cluster_images=seen)
 
 
