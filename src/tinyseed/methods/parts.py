@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch.nn import functional as functional
 
     from tinyseed import shapes as shapes
+    from tinyseed.checkpoints import initial as initial
     from tinyseed.data import render as render
     from tinyseed.models import backbones as backbones
     from tinyseed.models import checkpointing as checkpointing
@@ -22,8 +23,12 @@ if TYPE_CHECKING:
     from tinyseed.objectives import queue as queues
     from tinyseed.objectives import seed as seed
 else:
-    torch, functional, shapes, render = lazy(
-        "torch", "torch.nn.functional", "tinyseed.shapes", "tinyseed.data.render"
+    torch, functional, shapes, render, initial = lazy(
+        "torch",
+        "torch.nn.functional",
+        "tinyseed.shapes",
+        "tinyseed.data.render",
+        "tinyseed.checkpoints.initial",
     )
     models = ("backbones", "checkpointing", "contract", "depthwise", "encoder", "prototypes", "teacher")
     backbones, checkpointing, contract, depthwise, encoder, prototypes, teacher = lazy(
