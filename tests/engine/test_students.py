@@ -166,13 +166,13 @@ def test_students_together_are_those_alone_with_one_decode_and_one_pass_of_the_t
 
 
 def test_averages_and_optimizers_of_their_own_are_those_alone(photos, tmp_path):
-    grid = {"optimizer": ["adamw", "sgd"], "ema": [0.6, 0.0], "clip_gradients": [0.001, None]}
-    short = {"epochs": 2, "lr": 0.01, "students": ("resnet10t",), "grid": grid}
+    grid = {"ema": [0.6, 0.0], "clip_gradients": [0.001, None]}
+    short = {"epochs": 2, "optimizer": "adamw", "lr": 0.01, "students": ("resnet10t",), "grid": grid}
     for of_run in settings(photos, tmp_path / "alone", **short).values():
         train(of_run, quiet=True)
     train_students(settings(photos, tmp_path / "runs", **short), quiet=True)
     names = [path.name for path in (tmp_path / "alone").iterdir()]
-    assert len(names) == 8
+    assert len(names) == 4
     assert_same(tmp_path / "runs", tmp_path / "alone", *names)
     weights = [
         load_file(tmp_path / "runs" / name / "student.safetensors")["layer4.0.conv1.weight"] for name in names
