@@ -93,18 +93,18 @@ def test_an_untrained_network_sees_each_image_once_over_all_runs(photos, tmp_pat
     with open_runs({"": settings(photos, tmp_path / "run")}, quiet=True) as runs:
         (run,) = runs.all
         every = len(run.data.held_out) + len(run.data.bank)
-        computed = run.monitor.measure(run.method, untrained=True)
+        computed = run.monitor.measure(run.method, run.method.encoder, untrained=True)
         assert sum(seen) == every
-        kept = run.monitor.measure(run.method, untrained=True)
+        kept = run.monitor.measure(run.method, run.method.encoder, untrained=True)
         assert sum(seen) == every
-        assert kept == computed == run.monitor.measure(run.method)
+        assert kept == computed == run.monitor.measure(run.method, run.method.encoder)
         assert sum(seen) == 2 * every
         with torch.no_grad():
             next(run.method.encoder.parameters()).add_(1)
-        assert run.monitor.measure(run.method, untrained=True) != computed
+        assert run.monitor.measure(run.method, run.method.encoder, untrained=True) != computed
         assert sum(seen) == 3 * every
         monkeypatch.setattr(torch, "get_num_threads", lambda: 7)  # last digits depend on it
-        run.monitor.measure(run.method, untrained=True)
+        run.monitor.measure(run.method, run.method.encoder, untrained=True)
         assert sum(seen) == 4 * every
 
 

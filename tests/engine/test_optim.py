@@ -1,4 +1,4 @@
-"""LARS against its closed formula (arXiv 1708.03888, algorithm 1), in NumPy."""
+"""LARS and AdamW against their formulas (arXiv 1708.03888, 1711.05101) in NumPy, clipping against its closed form."""
 
 from pathlib import Path
 
@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD
+from torch.optim import SGD, AdamW
 
-from tinyseed.engine.optim import build_optimizer, scaled_lr
+from tinyseed.engine.optim import build_optimizer, clip_gradients, restore_optimizer, scaled_lr
 from tinyseed.methods.moco import MoCoSettings
 from tinyseed.methods.simclr import SimCLRSettings
 from tinyseed.methods.swav import SwAVSettings
+from tinyseed.models.backbones import build_backbone
 
 PLACE = {"data": ("d",), "out": Path("o"), "backbone": "b", "batch_size": 512}
 
@@ -88,3 +89,84 @@ def test_momentum_takes_the_steps_of_torchs_sgd_and_keeps_its_state(fused):
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(one, other)
         assert one.grad is None
+
+
+ADAMW = {"optimizer": "adamw", "lr": 0.005, "weight_decay": 0.1, "momentum": 0.8}
+
+
+def random_gradients(module: nn.Module, steps: int) -> list[list[np.ndarray]]:
+    generator = np.random.default_rng(0)
+    return [
+        [generator.normal(size=tuple(value.shape)) for value in module.parameters()] for _ in range(steps)
+    ]
+
+
+def set_gradients(module: nn.Module, gradients: list[np.ndarray]) -> None:
+    for parameter, gradient in zip(module.parameters(), gradients, strict=True):
+        parameter.grad = torch.from_numpy(gradient).to(parameter.dtype)
+
+
+def adamw_by_formula(value: np.ndarray, gradients: list[np.ndarray], lr: float, decay: float) -> np.ndarray:
+    first, second = np.zeros_like(value), np.zeros_like(value)
+    for step, gradient in enumerate(gradients, start=1):
+        first = 0.8 * first + 0.2 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        root = np.sqrt(second / (1 - 0.999**step)) + 1e-8
+        value = value - lr * (first / (1 - 0.8**step) / root + decay * value)
+    return value
+
+
+def test_adamw_takes_the_steps_of_its_formula_and_decays_weights_only():
+    settings = MoCoSettings(**PLACE, **ADAMW)
+    assert scaled_lr(settings, settings.lr) == 0.01  # linearly, as the others: 512 images
+    module = network()
+    before = [parameter.detach().numpy().copy() for parameter in module.parameters()]
+    optimizer, gradients = build_optimizer(settings, module), random_gradients(module, 5)
+    for of_step in gradients:
+        set_gradients(module, of_step)
+        optimizer.step()
+    for place, (parameter, value) in enumerate(zip(module.parameters(), before, strict=True)):
+        decay = 0.1 if value.ndim > 1 else 0.0
+        expected = adamw_by_formula(value, [of_step[place] for of_step in gradients], 0.01, decay)
+        np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_adamw_is_torchs_and_keeps_its_state():
+    ours, theirs = network().float(), network().float()
+    settings = MoCoSettings(**PLACE, **ADAMW | {"weight_decay": 0.0})
+    reference = AdamW(theirs.parameters(), lr=0.01, betas=(0.8, 0.999), weight_decay=0.0, fused=True)
+    optimizer = build_optimizer(settings, ours)
+    for step, gradients in enumerate(random_gradients(ours, 5)):
+        for module, each in ((ours, optimizer), (theirs, reference)):
+            set_gradients(module, gradients)
+            each.step()
+            each.zero_grad()
+        if step == 2:  # a saved and restored state goes on
+            state = optimizer.state_dict()
+            optimizer = build_optimizer(settings, ours)
+            restore_optimizer(optimizer, state)
+    assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+
+
+def test_adamw_decays_what_timm_decays():
+    from timm.optim import param_groups_weight_decay
+
+    vit = build_backbone("test_vit", seed=0)
+    groups = build_optimizer(MoCoSettings(**PLACE, **ADAMW), vit).param_groups
+    wanted = param_groups_weight_decay(vit.network, 0.1, no_weight_decay_list=vit.network.no_weight_decay())
+    ours = {group["weight_decay"]: set(group["params"]) for group in groups}
+    assert ours == {group["weight_decay"]: set(group["params"]) for group in wanted}
+    assert vit.network.pos_embed in ours[0.0]
+
+
+@pytest.mark.parametrize("longest", [0.5, 1e6])
+def test_gradients_are_scaled_to_the_norm_of_all_together(longest):
+    module, (gradients,) = network(), random_gradients(network(), 1)
+    set_gradients(module, [gradient.copy() for gradient in gradients])
+    module[2].weight.grad = None  # as of frozen prototypes: counts as nothing
+    clip_gradients(module, longest)
+    norm = np.sqrt(sum((gradient**2).sum() for gradient in gradients[:-1]))
+    assert 0.5 < norm < 1e6
+    for parameter, gradient in zip(list(module.parameters())[:-1], gradients, strict=False):
+        expected = gradient * min(1, longest / norm)
+        np.testing.assert_allclose(parameter.grad.numpy(), expected, rtol=1e-5 if longest < norm else 0)

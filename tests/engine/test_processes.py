@@ -162,3 +162,48 @@ def test_what_a_student_learns_beside_the_rows_is_that_of_one_process(photos, tm
     for part in ("module", "method"):
         for name, value in states[1][part].items():
             torch.testing.assert_close(states[2][part][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def assert_clipped(state: dict) -> None:
+    """The first step of SEED has no gradient, so after two steps the momentum is the second one's, clipped."""
+    momenta = [entry["momentum_buffer"] for entry in state["optimizer"]["state"].values()]
+    assert float(torch.cat([each.flatten() for each in momenta]).norm()) == pytest.approx(0.01, rel=1e-4)
+
+
+def assert_same_states(one: dict, other: dict, *parts: str) -> None:
+    for part in parts:
+        assert one[part].keys() == other[part].keys() != set()
+        for name, value in one[part].items():
+            torch.testing.assert_close(other[part][name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+CLIPPED = ("--clip-gradients", "0.01", "--weight-decay", "0", "--ema", "0.9")
+
+
+def test_clipped_gradients_are_those_of_the_whole_batch_however_it_is_accumulated(photos, tmp_path):
+    whole, parts = (
+        launch(
+            1,
+            photos,
+            tmp_path / number,
+            tmp_path,
+            batch=48,
+            epochs=2,
+            more=(*CLIPPED, "--accumulate", number),
+        )
+        for number in ("1", "4")
+    )
+    assert_clipped(whole)
+    assert_clipped(parts)
+    assert_same_states(whole, parts, "module", "average")
+
+
+@pytest.mark.slow
+def test_two_processes_clip_and_average_as_one_does(photos, tmp_path):
+    more = (*CLIPPED, "--accumulate", "2")
+    one, two = (
+        launch(number, photos, tmp_path / f"{number}", tmp_path, batch=48, epochs=2, more=more)
+        for number in (1, 2)
+    )
+    assert_clipped(two)
+    assert_same_states(one, two, "module", "average")

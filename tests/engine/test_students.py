@@ -165,6 +165,21 @@ def test_students_together_are_those_alone_with_one_decode_and_one_pass_of_the_t
     assert "test_resnet: epoch 3: " in told
 
 
+def test_averages_and_optimizers_of_their_own_are_those_alone(photos, tmp_path):
+    grid = {"ema": [0.6, 0.0], "clip_gradients": [0.001, None]}
+    short = {"epochs": 2, "optimizer": "adamw", "lr": 0.01, "students": ("resnet10t",), "grid": grid}
+    for of_run in settings(photos, tmp_path / "alone", **short).values():
+        train(of_run, quiet=True)
+    train_students(settings(photos, tmp_path / "runs", **short), quiet=True)
+    names = [path.name for path in (tmp_path / "alone").iterdir()]
+    assert len(names) == 4
+    assert_same(tmp_path / "runs", tmp_path / "alone", *names)
+    weights = [
+        load_file(tmp_path / "runs" / name / "student.safetensors")["layer4.0.conv1.weight"] for name in names
+    ]
+    assert all(not torch.equal(one, other) for place, one in enumerate(weights) for other in weights[:place])
+
+
 def test_bf16_is_the_same_too(photos, tmp_path):
     short = {"epochs": 1, "precision": "bf16", "students": STUDENTS[:2]}
     for of_run in settings(photos, tmp_path / "alone", **short).values():
@@ -410,6 +425,14 @@ def test_python_returns_the_metrics_by_name(photos, tmp_path, monkeypatch):
         (["--grid", "small_stem=yes"], "--grid: small_stem=yes: yes: give true or false"),
         (["--grids", "lr=1"], "--grids: lr=1: unknown flag; did you mean --grid?"),
         (["--grid", "projector=mlp,conv"], "--grid: projector=mlp,conv: conv: give mlp or linear"),
+        (
+            ["--student", "test_resnet", "test_vit", "--student-weights", "a.pth"],
+            "--student-weights: a.pth: fits one architecture; give one --student, and others in runs",
+        ),
+        (
+            ["--grid", "student_weights=a.pth,b.pth", "student=test_resnet,test_vit"],
+            "--student-weights: a.pth: fits one architecture",
+        ),
         (["--precision", "16", "--student", "test_resnet", "test_vit"], "--precision: 16: float16 "),
     ],
 )

@@ -361,6 +361,18 @@ def test_all_images_unreadable_stops_the_run(tmp_path):
             {"projector": "linear", "projector_layers": 3},
             "projector_layers=3: is for MLP heads; give it with `projector` mlp or mlp-bn",
         ),
+        (
+            {"optimizer": "adamw"},
+            "lr=0.03: is too large for `optimizer` adamw, give up to 0.01, such as 0.001",
+        ),
+        (
+            {"optimizer": "adamw", "lr": 0.001, "momentum": 1.0},
+            "momentum=1.0: is the first beta of `optimizer` adamw, give less than 1",
+        ),
+        ({"clip_gradients": 0.0}, "clip_gradients=0.0: give a number above 0"),
+        ({"ema": 1.0}, "ema=1.0: give a number from 0 to 0.999999"),
+        ({"student_prefix": "a"}, "student_prefix=a: is a part of `student_weights`; give them, too"),
+        ({"student_weights": "no/such"}, "student_weights=no/such: no such file or folder"),
         ({"projector_layers": 1}, "projector_layers=1: give a number from 2 to 16"),
         ({"warmup_epochs": 2}, "warmup_epochs=2: it has to be below `epochs` 2"),
     ],

@@ -109,6 +109,10 @@ RUNS = {
     ),
     "seed-moco": (SeedMoCoSettings, TEACHER | CHANNELS | {"queue_size": 16, "accumulate": 2}),
     "moco-v2": (MoCoSettings, NETWORK | {"queue_size": 16}),
+    "averaged": (
+        MoCoSettings,
+        NETWORK | {"optimizer": "adamw", "lr": 0.001, "clip_gradients": 1.0, "ema": 0.9},
+    ),
     "simclr": (SimCLRSettings, NETWORK | {"optimizer": "lars"}),
     "swav": (SwAVSettings, NETWORK | {"prototypes": 8, "queue_size": 16, "queue_start_epoch": 0}),
 }

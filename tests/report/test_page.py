@@ -233,7 +233,7 @@ def test_a_pretrained_network_has_no_teacher(run):
 @pytest.mark.parametrize(
     ("knn", "expected", "word"),
     [
-        ((35.0, 30.0), "bad", "Worse than untrained"),
+        ((35.0, 30.0), "bad", "Worse than before training"),
         ((35.0, 36.5), "doubtful", "No clear gain"),
         ((35.0, 37.5), "good", "It learned"),
     ],
@@ -242,7 +242,7 @@ def test_the_verdict_follows_the_gain(run, knn, expected, word):
     page, reader = read(run(evaluations=evaluation_lines(200, knn=knn)))
     assert level(page) == expected
     assert word in reader.text
-    assert ("below that of the untrained network" in reader.text) == (expected == "bad")
+    assert ("points below that before training" in reader.text) == (expected == "bad")
 
 
 def tell_images(folder: Path, **data) -> None:

@@ -23,6 +23,7 @@ class Checkpoint:
         images: number of training images when the run began.
         module, method, optimizer, precision: state dicts.
         evaluations: what was measured on held-out images so far, the line of the untrained network first.
+        average: the moving average's state dict; empty without one.
         made_from: images and teacher, see `made_from.MadeFrom`; empty in checkpoints of earlier versions.
     """
 
@@ -33,6 +34,7 @@ class Checkpoint:
     method: dict[str, Any]
     optimizer: dict[str, Any]
     precision: dict[str, Any]
+    average: dict[str, Any] = field(default_factory=dict)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     made_from: dict[str, Any] = field(default_factory=dict)
 

@@ -10,14 +10,25 @@ import torch
 
 from tinyseed.engine.data import RunData
 from tinyseed.methods.catalog import spec_of
-from tinyseed.models.teacher import Teacher
+from tinyseed.models.backbones import Backbone
+from tinyseed.models.teacher import Teacher, weights_digest
 from tinyseed.settings.train import TrainSettings
+from tinyseed.text import public
 
 PACKAGES = ("tinyseed", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow")
 
 
-def lineage(settings: TrainSettings, data: RunData, teacher: Teacher | None) -> dict[str, Any]:
-    """The content of lineage.json: enough to repeat the run, and to recognize the files that it was made from."""
+def lineage(
+    settings: TrainSettings, data: RunData, teacher: Teacher | None, began_with: Backbone | None = None
+) -> dict[str, Any]:
+    """The content of lineage.json: enough to repeat the run, and to recognize the files that it was made from.
+
+    Args:
+        settings: of the run.
+        data: its images.
+        teacher: of a method that has one.
+        began_with: the network before the first step; None where it is not known any more.
+    """
     described: dict[str, Any] = {
         "command": ["tinyseed", *sys.argv[1:]],
         "method": spec_of(settings).command,
@@ -48,6 +59,10 @@ def lineage(settings: TrainSettings, data: RunData, teacher: Teacher | None) -> 
         }
         if teacher.agreement:
             described["teacher"]["engine_agreement"] = teacher.agreement
+    if settings.initial_weights is not None:
+        described["initial_weights"] = {"given": public(settings.initial_weights)}
+        if began_with is not None:
+            described["initial_weights"]["digest"] = weights_digest(began_with.network.state_dict())
     return described
 
 

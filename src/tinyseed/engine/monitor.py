@@ -38,6 +38,7 @@ from tinyseed.files import digest
 from tinyseed.methods.base import Method
 from tinyseed.methods.distillation import teacher_bands
 from tinyseed.models.contract import InputContract
+from tinyseed.models.encoder import Encoder
 from tinyseed.models.teacher import Teacher
 from tinyseed.settings.train import DistillSettings, TrainSettings
 from tinyseed.shapes import Embeddings, Features, Images
@@ -186,17 +187,17 @@ class Monitor:
         other.quarantine = quarantine
         return other
 
-    def measure(self, method: Method, *, untrained: bool = False) -> Metrics:
+    def measure(self, method: Method, encoder: Encoder, *, untrained: bool = False) -> Metrics:
         """k-NN, neighbor agreement, effective rank and the method's own metrics of the network as it is now.
 
         k-NN is in per cent, agreement and ratio are fractions. Nothing where too few images are held out.
 
         Args:
-            method: holds the network.
+            method: what is trained.
+            encoder: its network, or the moving average of that.
             untrained: whether it is as it was made, from its seed or from given weights: its features are then kept,
                 since other runs begin with the same network.
         """
-        encoder = method.encoder
         if not self.possible:
             return {}
         images = len(self.data.held_out) + len(self.data.bank)

@@ -15,6 +15,7 @@ from tinyseed.checkpoints.saved import save_encoder
 from tinyseed.data.loader import Plan
 from tinyseed.data.split import sample
 from tinyseed.engine import checkpoint
+from tinyseed.engine.averaging import Average
 from tinyseed.engine.data import RunData
 from tinyseed.engine.lineage import lineage
 from tinyseed.engine.log import DivergedError, Log
@@ -32,6 +33,7 @@ from tinyseed.locks import Lock, locked
 from tinyseed.methods.base import Forward, Method, MethodSpec, Setup, StepOutput
 from tinyseed.methods.catalog import spec_of
 from tinyseed.methods.distillation import teacher_bands
+from tinyseed.models.encoder import Encoder
 from tinyseed.models.teacher import Teacher
 from tinyseed.progress import duration
 from tinyseed.report.page import write_report
@@ -46,12 +48,19 @@ class Learner:
 
     Attributes:
         forward: the method's module as Fabric wrapped it (mixed precision, DDP).
+        average: the moving average of the encoder, where the settings have one.
     """
 
     method: Method
     forward: Forward
     optimizer: Optimizer
     schedule: Schedule
+    average: Average | None = None
+
+    @property
+    def encoder(self) -> Encoder:
+        """What is evaluated and saved."""
+        return self.method.encoder if self.average is None else self.average.encoder
 
 
 EVALUATION_SHARE, CHECKPOINT_SHARE = 0.05, 0.02
@@ -227,7 +236,8 @@ class Run:
         if self.runtime.is_main and not self._evaluated:
             metrics: Metrics | None = None
             with self.clock.evaluations.counted(), suppress(Stopped), request.at_once():
-                metrics = self.monitor.measure(self.method, untrained=self.step == 0)
+                untrained = self.step == 0
+                metrics = self.monitor.measure(self.method, self.learner.encoder, untrained=untrained)
             if metrics is not None:
                 line = finite({"step": self.step, "epoch": self.epoch, **metrics})
                 self.folder.log(line)
@@ -237,7 +247,9 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """State dicts of all that changes in training, by their names in a checkpoint."""
+        average = self.learner.average
         return {
+            "average": {} if average is None else average.encoder.state_dict(),
             "module": self.method.module.state_dict(),
             "method": self.method.state_dict(),
             "optimizer": self.learner.optimizer.state_dict(),
@@ -304,6 +316,8 @@ class Run:
         try:
             self.method.module.load_state_dict(last.module)
             self.method.load_state_dict(last.method)
+            if self.learner.average is not None:
+                self.learner.average.encoder.load_state_dict(last.average)
             restore_optimizer(self.learner.optimizer, last.optimizer)
             self.runtime.plugin.load_state_dict(last.precision)
         except Exception as error:  # of an edited file, or of another version of a network's library
@@ -348,7 +362,8 @@ class Run:
             folder, settings = self.folder, self.settings
             write_json(folder.config, {"command": spec_of(settings).command, **settings.as_json()})
             if not folder.lineage.exists():
-                write_json(folder.lineage, lineage(settings, self.data, self.shared.teacher))
+                began_with = None if self.step else self.method.encoder.backbone
+                write_json(folder.lineage, lineage(settings, self.data, self.shared.teacher, began_with))
             if not folder.quarantine.exists():
                 write_text(folder.quarantine, "")
             if not folder.checkpoint.exists():
@@ -360,17 +375,20 @@ class Run:
         """Save, and write the model, summary.json and report.html; the last evaluation has been done."""
         self.save()
         self.require_folder()
-        spec, encoder = spec_of(self.settings), self.method.encoder
+        spec, encoder = spec_of(self.settings), self.learner.encoder
         summary = self._summary(spec)
         if self.runtime.is_main:
-            save_encoder(self.folder.path, encoder, file=spec.model_file, metadata={"method": spec.command})
+            described = {"method": spec.command} | (
+                {"ema": str(self.settings.ema)} if self.settings.ema else {}
+            )
+            save_encoder(self.folder.path, encoder, file=spec.model_file, metadata=described)
             write_json(self.folder.summary, summary)
             write_report(self.folder.path)
         self.runtime.barrier()
         self.summary = summary
 
     def _summary(self, spec: MethodSpec) -> Metrics:
-        """The last evaluation beside the one before the first step (random init), and what the run took."""
+        """The last evaluation beside the one before the first step (of random or initial weights), and its cost."""
         evaluations = self.evaluations
         losses = [line["loss"] for line in self.folder.logged() if "loss" in line]
         minutes = round(self.clock.elapsed / 60, 2)
@@ -381,7 +399,10 @@ class Run:
             summary |= {name: value for name, value in last.items() if name not in {"step", "epoch"}}
             if first["step"] == 0:
                 untrained = ("knn_top1", "neighbour_agreement", "effective_rank")
-                summary |= {f"{name}_random": first[name] for name in untrained if name in first}
+                began = "random" if self.settings.initial_weights is None else "initial"
+                summary |= {f"{name}_{began}": first[name] for name in untrained if name in first}
+        if self.settings.ema:
+            summary["ema"] = self.settings.ema
         if losses:
             summary["loss"] = losses[-1]
         summary["parameters"] = sum(
@@ -465,6 +486,7 @@ def build_learner(settings: TrainSettings, shared: Shared) -> Learner:
         targets=shared.targets,
         group=runtime.group,
         steps_per_epoch=plan.steps_per_epoch,
+        resumed=RunFolder(settings.out).checkpoint.exists(),
     )
     method = spec.build(setup)
     if spec.sync_batch_norm:
@@ -484,4 +506,5 @@ def build_learner(settings: TrainSettings, shared: Shared) -> Learner:
         auto_warmup_epochs=spec.warmup_epochs,
         start=_warmup_start(settings),
     )
-    return Learner(method, forward, optimizer, schedule)
+    average = Average(method.encoder, settings.ema) if settings.ema else None  # of weights on their device
+    return Learner(method, forward, optimizer, schedule, average)

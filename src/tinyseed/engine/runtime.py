@@ -136,6 +136,12 @@ class Runtime:
         """The dtype of autocast; None for float32."""
         return {"bf16": torch.bfloat16, "16": torch.float16, "32": None}[self.precision]
 
+    def unscale(self, optimizer: Any) -> None:  # noqa: ANN401  (Fabric may have wrapped it)
+        """Divide the gradients by the loss scale of float16, which is otherwise done in the optimizer's step."""
+        scaler = getattr(self.plugin, "scaler", None)
+        if scaler is not None:
+            scaler.unscale_(getattr(optimizer, "optimizer", optimizer))
+
     def largest(self, values: list[float]) -> list[float]:
         """The elementwise maximum over the processes; the same for all of them."""
         if self.group.size == 1:

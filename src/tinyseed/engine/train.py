@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tinyseed.data.addressed import uniforms
 from tinyseed.data.loader import TrainingBatch
+from tinyseed.engine.optim import clip_gradients
 from tinyseed.engine.processes import connected
 from tinyseed.engine.rendering import rendered
 from tinyseed.engine.run import Run
@@ -131,7 +132,7 @@ def train_step(runs: Sequence[Run], batches: Iterator[TrainingBatch]) -> list[li
     for step in steps:
         step.update()
     for step in steps:  # all have read the queue that they may have in common
-        step.run.method.advance(step.outputs)
+        step.advance()
     return [step.outputs for step in steps]
 
 
@@ -169,8 +170,18 @@ class Step:
         for group in optimizer.param_groups:
             group["lr"] = run.lr
         run.method.adjust_gradients(run.step)
+        if run.settings.clip_gradients is not None:
+            run.runtime.unscale(optimizer)
+            clip_gradients(run.method.module, run.settings.clip_gradients)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+    def advance(self) -> None:
+        """Update what follows the trained weights: the method's state, and their average."""
+        run = self.run
+        run.method.advance(self.outputs)
+        if run.learner.average is not None:
+            run.learner.average.update(run.step)
 
 
 def unsynchronized(run: Run, *, last: bool) -> AbstractContextManager[Any]:

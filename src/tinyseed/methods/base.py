@@ -13,6 +13,7 @@ from tinyseed.methods.parts import (
     checkpointing,
     depthwise,
     encoder,
+    initial,
     queues,
     render,
     shapes,
@@ -196,6 +197,7 @@ class Setup:
         targets: what that teacher makes of views, where the caller shares or keeps it; None: it is asked anew.
         group: the processes that train together.
         steps_per_epoch: optimizer steps per pass over the data.
+        resumed: whether all weights will come from a checkpoint of the run.
     """
 
     settings: Any
@@ -203,12 +205,13 @@ class Setup:
     targets: Targets | None = None
     group: Group | None = None
     steps_per_epoch: int = 1
+    resumed: bool = False
 
     def encoder(self, dim: int) -> "encoder.Encoder":
-        """The network to train, with fresh weights and a head onto `dim`; the same weights for the same seed.
+        """The network to train, with fresh or given weights and a fresh head onto `dim`; the same for the same seed.
 
         Raises:
-            InputError: an unknown model name, or one that cannot take the images.
+            InputError: an unknown model name, one that cannot take the images, or weights of another.
         """
         settings = self.settings
         with argument(settings.NETWORK):
@@ -219,6 +222,10 @@ class Setup:
                 channels=settings.channels,
                 seed=settings.seed,
             )
+        network, weights = settings.NETWORK, settings.initial_weights
+        if weights is not None and not self.resumed:
+            with argument(f"{network}_weights", arch=network, prefix=f"{network}_prefix"):
+                initial.initialize(backbone, weights, getattr(settings, f"{network}_prefix"))
         depthwise.gradients_in_float32(backbone.network)
         if settings.checkpoint_activations and not checkpointing.checkpoint_blocks(backbone.network):
             remedy = f"{settings.network} has no blocks that could be computed again; leave it out"

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch.nn import functional as functional
 
     from tinyseed import shapes as shapes
+    from tinyseed.checkpoints import initial as initial
     from tinyseed.data import addressed as addressed
     from tinyseed.data import render as render
     from tinyseed.models import backbones as backbones
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     from tinyseed.objectives import seed as seed
 else:
     numpy, torch, functional, shapes = lazy("numpy", "torch", "torch.nn.functional", "tinyseed.shapes")
-    addressed, render = lazy("tinyseed.data.addressed", "tinyseed.data.render")
+    addressed, render, initial = lazy(
+        "tinyseed.data.addressed", "tinyseed.data.render", "tinyseed.checkpoints.initial"
+    )
     backbones, checkpointing, classified, contract, depthwise = lazy(
         *(
             f"tinyseed.models.{name}"

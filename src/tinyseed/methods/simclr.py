@@ -11,14 +11,14 @@ from tinyseed.data.augmentation import SIMCLR_CROPS, View, color_distortion
 from tinyseed.methods.base import Forward, Group, Method, MethodSpec, Setup, StepOutput
 from tinyseed.methods.parts import contrast, encoder, render, shapes, torch
 from tinyseed.settings.base import LARGEST, Range
-from tinyseed.settings.train import PretrainSettings, check_batch_has_pairs
+from tinyseed.settings.train import OptimizerName, PretrainSettings, check_batch_has_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimCLRSettings(PretrainSettings):
     """`tinyseed pretrain simclr`; the defaults are those of its ImageNet runs (2002.05709, section 2.1)."""
 
-    optimizer: Literal["sgd", "lars"] = "lars"
+    optimizer: OptimizerName = "lars"
     lr: float = 0.3
     weight_decay: float = 1e-6
     temperature: float = 0.1

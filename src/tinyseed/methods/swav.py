@@ -14,7 +14,13 @@ from tinyseed.methods.base import Forward, Group, Method, MethodSpec, Setup, Ste
 from tinyseed.methods.crops import SMALL_CROPS, require_small_crops, small_crop_size
 from tinyseed.methods.parts import cluster, encoder, functional, prototypes, queues, render, torch
 from tinyseed.settings.base import IMAGE_SIDES, LARGEST, MOST_EPOCHS, QUEUE_SIZES, WIDTHS, Range
-from tinyseed.settings.train import PretrainSettings, TrainSettings, check_batch_has_pairs, check_scale
+from tinyseed.settings.train import (
+    OptimizerName,
+    PretrainSettings,
+    TrainSettings,
+    check_batch_has_pairs,
+    check_scale,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +30,7 @@ class SwAVSettings(PretrainSettings):
     Source: 2006.09882, appendix A (learning rate 4.8 to 0.0048).
     """
 
-    optimizer: Literal["sgd", "lars"] = "lars"
+    optimizer: OptimizerName = "lars"
     lr: float = 0.3
     final_lr: float = 0.0003
     weight_decay: float = 1e-6

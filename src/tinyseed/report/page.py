@@ -88,6 +88,7 @@ def _header(title: str, files: RunFiles, found: Outcome, name: str) -> str:
         "" if found.epochs is None else f"{found.epochs:,.0f} epochs",
         "" if found.steps is None else f"{found.steps:,.0f} steps",
         "" if found.minutes is None else duration(found.minutes),
+        f"averaged weights (EMA {files.config['ema']})" if files.config.get("ema") else "",
         "" if found.finished else "not finished",
     ]
     about = " · ".join(in_html(fact) for fact in facts if fact)

@@ -155,7 +155,9 @@ def verdict(found: Outcome) -> Verdict:
         if value is not None and before is not None:
             return _compared(found, value, before)
     if found.knn is not None or found.agreement is not None:
-        return Verdict("unknown", "Measured", f"{_summary(found)} The untrained network was not measured.")
+        return Verdict(
+            "unknown", "Measured", f"{_summary(found)} The network was not measured before training."
+        )
     if found.loss_last is not None and found.loss_first is not None:
         change = f"The loss went from {plain(found.loss_first)} to {plain(found.loss_last)}"
         unclear = (
@@ -172,7 +174,7 @@ def _compared(found: Outcome, value: float, before: float) -> Verdict:
         doubt = f"{images}, {chance:.1f} points either way may be chance." if images else ""
         return Verdict("doubtful", "No clear gain", _summary(found) + doubt)
     if value < before:
-        return Verdict("bad", "Worse than untrained", _summary(found))
+        return Verdict("bad", "Worse than before training", _summary(found))
     return Verdict("good", "It learned" if found.finished else "It is learning", _summary(found))
 
 
@@ -242,7 +244,7 @@ def warnings(files: RunFiles, found: Outcome) -> Iterator[str]:
     if found.knn is not None and found.knn_before is not None and found.knn < found.knn_before:
         asked = "Is the teacher good on these images? " if found.name == "The student" else ""
         yield (
-            f"k-NN accuracy is {found.knn_before - found.knn:.1f} points below that of the untrained network. "
+            f"k-NN accuracy is {found.knn_before - found.knn:.1f} points below that before training. "
             f"{asked}Is --lr too high? Did the run last long enough?"
         )
     if found.data_wait is not None and found.data_wait > LONGEST_WAIT:

@@ -71,6 +71,7 @@ def several(
     if "small_stem" in axes and values.get("teacher_weights") == "random":
         raise InputError("small_stem", _TEACHER, argument="grid")
     axes = {network: axes.pop(network, list(students)), **axes}
+    _refuse_weights_of_one(network, axes, values)
     for name, given in axes.items():
         _require_distinct(name, given, network)
     runs: dict[str, Kind] = {}
@@ -133,6 +134,17 @@ def given_for(
 def knows(kind: type[TrainSettings], name: str) -> bool:
     """Whether a method has a setting, by its name or a former one."""
     return any(aliases(kind).get(name, name) == field.name for field in dataclasses.fields(kind))
+
+
+def _refuse_weights_of_one(
+    network: str, axes: Mapping[str, Sequence[Any]], values: Mapping[str, Any]
+) -> None:
+    """Initial weights fit one architecture."""
+    name = f"{network}_weights"
+    given = [weights for weights in (*axes.get(name, ()), values.get(name)) if weights is not None]
+    if given and len(axes[network]) > 1:
+        remedy = f"fits one architecture; give one `{network}`, and others in runs of their own"
+        raise InputError(given[0], remedy, argument=name)
 
 
 def _require_distinct(name: str, given: Sequence[Any], network: str) -> None:

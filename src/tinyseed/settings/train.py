@@ -30,6 +30,12 @@ TeacherOutput = Literal["rows", "features", "patches"]
 DEEPENED = ("mlp", "mlp-bn")
 """Heads that may have any number of layers."""
 
+OptimizerName = Literal["sgd", "lars", "adamw"]
+"""Optimizers; `engine/optim.py` builds them."""
+
+LARGEST_ADAMW_LR = 0.01
+"""AdamW moves each weight by about the learning rate, however small its gradient is."""
+
 FREE_ON_RESUME = frozenset(
     {
         "resume",
@@ -122,8 +128,9 @@ class TrainSettings(ChannelSettings):
     """Linear layers of an MLP head (mlp, mlp-bn), the hidden ones all of the same width; auto: 2 (mlp-bn-3: 3)."""
     blur_probability: float = 0.5
     """Fraction of the views that are blurred; 0 suits images of 32 px."""
-    optimizer: Literal["sgd", "lars"] = "sgd"
-    """Optimizer; LARS suits large batches."""
+    optimizer: OptimizerName = "sgd"
+    """Optimizer; LARS suits large batches. AdamW needs a learning rate of its own, such as 0.001, and decays no biases
+    or norms; 0.05 is a usual weight decay for it."""
     lr: float = 0.03
     """Learning rate for a batch size of 256; it is scaled linearly with the batch size."""
     final_lr: float = 0.0
@@ -133,11 +140,17 @@ class TrainSettings(ChannelSettings):
     run; cosine-epoch: as in MoCo's and SEED's code, set once per epoch, a cosine over the whole run whose first epochs
     the warm-up replaces."""
     momentum: float = 0.9
-    """Momentum of SGD and LARS."""
+    """Momentum of SGD and LARS; of AdamW its first beta (the second is 0.999)."""
     weight_decay: float = 1e-4
     """Weight decay."""
     lars_scope: Literal["weights", "all"] = "weights"
     """Parameters that LARS adapts and decays: weights without biases and norms (SimCLR), or all (SwAV)."""
+    clip_gradients: float | None = None
+    """Scale the gradients of a step down to this length (the L2 norm of all together) where they are longer. By default
+    they are left as they are."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, such as 0.999, which is evaluated and saved in their
+    place; 0: none. The first steps have smaller decays."""
     warmup_epochs: float | Literal["auto"] = "auto"
     """Epochs of linear warm-up; auto: 5 (10 for SimCLR and SwAV), but at most a tenth of the run."""
     warmup_lr: float | None = None
@@ -177,7 +190,16 @@ class TrainSettings(ChannelSettings):
 
     OWN: ClassVar[frozenset[str]] = frozenset(
         {"small_stem", "projector_hidden", "projector_layers", "epochs", "optimizer", "lr", "final_lr"}
-        | {"schedule", "momentum", "weight_decay", "lars_scope", "warmup_epochs", "warmup_lr"}
+        | {
+            "clip_gradients",
+            "ema",
+            "schedule",
+            "momentum",
+            "weight_decay",
+            "lars_scope",
+            "warmup_epochs",
+            "warmup_lr",
+        }
     )
     """Settings of this class in which networks that are trained together, on the same views, may differ."""
 
@@ -194,6 +216,8 @@ class TrainSettings(ChannelSettings):
         "final_lr": Range(0, LARGEST),
         "momentum": Range(0, 1),
         "weight_decay": Range(0, LARGEST),
+        "clip_gradients": Range(0, LARGEST, above=True),
+        "ema": Range(0, 0.999999),
         "warmup_epochs": Range(0, 1e6),
         "warmup_lr": Range(0, LARGEST),
         "seed": SEEDS,
@@ -210,6 +234,11 @@ class TrainSettings(ChannelSettings):
     def network(self) -> str:
         """Name of the network to train."""
         return getattr(self, self.NETWORK)
+
+    @property
+    def initial_weights(self) -> str | None:
+        """Weights that the network begins with; None: random ones."""
+        return getattr(self, f"{self.NETWORK}_weights")
 
     @property
     def networks(self) -> str:
@@ -245,6 +274,11 @@ class TrainSettings(ChannelSettings):
         if self.schedule == "cosine-epoch" and self.max_minutes is not None:
             remedy = "goes by epochs; leave out `max_minutes`, or give cosine"
             raise InputError(self.schedule, remedy, argument="schedule")
+        self._check_adamw()
+        prefix = f"{self.NETWORK}_prefix"
+        if getattr(self, prefix) is not None and self.initial_weights is None:
+            remedy = f"is a part of `{self.NETWORK}_weights`; give them, too"
+            raise InputError(getattr(self, prefix), remedy, argument=prefix)
         head = getattr(self, "projector", None)  # a setting of each method's own
         if self.projector_layers != "auto" and head not in DEEPENED:
             remedy = f"is for MLP heads; give it with `projector` {' or '.join(DEEPENED)}"
@@ -253,6 +287,17 @@ class TrainSettings(ChannelSettings):
             value = getattr(self, name)
             if value is not None and value > self.lr:
                 raise InputError(value, f"give a number up to `lr` {self.lr:g}", argument=name)
+
+    def _check_adamw(self) -> None:
+        if self.optimizer != "adamw":
+            return
+        if self.lr > LARGEST_ADAMW_LR:
+            remedy = f"is too large for `optimizer` adamw, give up to {LARGEST_ADAMW_LR:g}, such as 0.001"
+            raise InputError(self.lr, remedy, argument="lr")
+        if self.momentum == 1:
+            raise InputError(
+                self.momentum, "is the first beta of `optimizer` adamw, give less than 1", argument="momentum"
+            )
 
     def settled(self, images: int) -> "TrainSettings":
         """The same settings with each "auto" that depends on the number of training images replaced."""
@@ -273,6 +318,11 @@ class DistillSettings(TrainSettings):
     student: str
     """Network to train: a model name (timm's, or torchvision/NAME). Several share one pass of the teacher, and each has
     its own folder in the output folder."""
+    student_weights: str | None = None
+    """Weights that the student begins with: a run folder, a checkpoint file or its URL, of the same architecture. Only
+    the backbone's are used, its head begins anew. By default they are random."""
+    student_prefix: str | None = None
+    """Part of that checkpoint, by what its tensors' names begin with, as in model_ema or encoder_q."""
     teacher_weights: str | None = None
     """Weights of a teacher given by name: a file or its URL, or `random` for controls."""
     teacher_arch: str | None = None
@@ -324,7 +374,7 @@ class DistillSettings(TrainSettings):
     """Seed of the random views; auto: `seed`, or 0 with `cache_views`, so that runs of other seeds share them."""
 
     NETWORK: ClassVar[str] = "student"
-    OWN: ClassVar = frozenset({"student"})
+    OWN: ClassVar = frozenset({"student", "student_weights", "student_prefix"})
     RANGES: ClassVar = {
         "mixup": Range(0, LARGEST),
         "cache_views": Range(1, 10_000),
@@ -401,6 +451,11 @@ class PretrainSettings(TrainSettings):
 
     backbone: str
     """Network to train: a model name (timm's, or torchvision/NAME)."""
+    backbone_weights: str | None = None
+    """Weights that it begins with: a run folder, a checkpoint file or its URL, of the same architecture. The head
+    begins with random ones. By default all are random."""
+    backbone_prefix: str | None = None
+    """Part of that checkpoint, by what its tensors' names begin with, as in model_ema or encoder_q."""
     dim: int = 128
     """Dimension of the embedding."""
 
