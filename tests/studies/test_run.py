@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ import pytest
 import tinyseed
 from tinyseed import cli
 from tinyseed.assets import clothing
+from tinyseed.engine.runs import ViewsError
 from tinyseed.engine.train import train_students
 from tinyseed.errors import InputError, RunError
+from tinyseed.methods.catalog import METHODS
+from tinyseed.methods.seed import SEED, SeedSettings
 from tinyseed.signals import Stopped
 from tinyseed.studies import run as runner
 from tinyseed.studies.base import Axis, Expected, Pretraining, Row, Study
@@ -148,6 +152,41 @@ def test_a_stopped_study_has_what_it_has_and_the_same_call_goes_on(photos, tmp_p
     assert [{name: row[name] for name in metrics} for row in results.rows] == [
         {name: row[name] for name in metrics} for row in expected.rows
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherSettings(SeedSettings):
+    """Of a second method with a teacher."""
+
+
+@pytest.fixture
+def other_method(monkeypatch):
+    other = replace(SEED, name="other", settings=OtherSettings)
+    monkeypatch.setattr("tinyseed.methods.catalog.METHODS", (*METHODS, other))
+
+
+@pytest.mark.usefixtures("other_method")
+@pytest.mark.parametrize("same_views", [True, False])
+def test_methods_with_the_same_views_train_together_and_others_after_each_other(
+    photos, tmp_path, monkeypatch, same_views
+):
+    calls = []
+
+    def noting(settings, **how):
+        calls.append(list(settings))
+        if not same_views and len({type(of_run) for of_run in settings.values()}) > 1:
+            raise ViewsError(tmp_path, "other views", argument="out")
+        return train_students(settings, **how)
+
+    monkeypatch.setattr(runner, "train_students", noting)
+    rows = (Row("one", "one", "seed"), Row("two", "two", "other"))
+    study = Study("test", "a test", "ours.", rows, COMMON, "test_resnet", "1epoch")
+    results = run_study(study, given(photos, tmp_path / "out"), quiet=True)
+    together = ["one,seed=0", "two,seed=0"]
+    assert calls == ([together] if same_views else [together, ["one,seed=0"], ["two,seed=0"]])
+    assert not results.failed
+    first, second = results.rows  # the same arithmetic under two names
+    assert (first["knn_top1"], first["linear_top1"]) == (second["knn_top1"], second["linear_top1"])
 
 
 def test_a_cell_that_fails_costs_only_itself_and_is_tried_again(photos, tmp_path, done, monkeypatch):

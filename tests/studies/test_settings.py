@@ -176,5 +176,5 @@ def test_every_study_is_well_formed(study, tmp_path):
 
 def test_the_temperatures_are_those_of_the_table():
     rows = find_study("paper-temperature").rows
-    assert [row.x for row in rows] == [0.3, 0.1, 0.05, 0.01, 1e-3, 1e-4, None]
+    assert [row.x for row in rows] == [0.3, 0.1, 0.05, 0.01, 1e-3, 1e-4, 0.0]
     assert all(row.settings == {"teacher_temperature": row.x} for row in rows[:-1])

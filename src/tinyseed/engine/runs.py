@@ -28,6 +28,10 @@ from tinyseed.settings.train import DistillSettings, TrainSettings
 from tinyseed.signals import Stopped, StopRequest
 
 
+class ViewsError(InputError):
+    """Runs that look at different views of the images cannot train together."""
+
+
 class Runs:
     """The runs of one pass over the data; a single run is the case of one.
 
@@ -215,12 +219,12 @@ def seen_by(methods: Sequence[Method], settings: TrainSettings) -> tuple[View, .
     """The views that all methods take.
 
     Raises:
-        InputError: they do not take the same.
+        ViewsError: they do not take the same.
     """
     first, *others = (method.views(settings.image_size) for method in methods)
     if any(other != first for other in others):
         remedy = "these runs look at different views of the images; train each by itself"
-        raise InputError(settings.out, remedy, argument="out")
+        raise ViewsError(settings.out, remedy, argument="out")
     return first
 
 

@@ -9,11 +9,11 @@ from typing import Any, get_type_hints
 
 from tinyseed.errors import MISSING, InputError
 from tinyseed.files import digest
+from tinyseed.methods import catalog
 from tinyseed.methods.base import MethodSpec
-from tinyseed.methods.catalog import METHODS, spec_of
 from tinyseed.settings.base import holds
 from tinyseed.settings.several import own_settings
-from tinyseed.settings.train import FREE_ON_RESUME, TrainSettings
+from tinyseed.settings.train import FREE_ON_RESUME, DistillSettings, TrainSettings
 from tinyseed.studies.base import Pretraining, Row, Study
 from tinyseed.studies.settings import Budget, StudySettings, budget_of, has, set_values, texts_of, values_of
 
@@ -44,7 +44,7 @@ class Cell:
     @property
     def finished(self) -> bool:
         """Whether its model is there."""
-        model = "student.safetensors" if self.settings is None else spec_of(self.settings).model_file
+        model = "student.safetensors" if self.settings is None else catalog.spec_of(self.settings).model_file
         needed = [model] if self.settings is None else [model, "summary.json", "report.html"]
         return all((self.folder / name).is_file() for name in needed)
 
@@ -167,7 +167,7 @@ class Plan:
         of_run = self._settings(spec, values, self.student, seed)
         folder = self._runs
         if spec.has_teacher and self.budget.minutes is None:
-            folder = folder / f"together-{digest(*_shared(of_run), digits=8)}"
+            folder = folder / f"together-{digest(_shared(of_run), digits=8)}"
         of_run = of_run.replaced(out=folder / name)
         return Cell(name, of_run.out, of_run, row, seed, chosen)
 
@@ -229,21 +229,29 @@ def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def _shared(of_run: TrainSettings) -> list[object]:
-    """What decides whether runs can train together: their kind, and all settings that are no student's own."""
+    """What decides whether runs can train together: the settings that no student has for itself.
+
+    Those of a method alone count where they are not their defaults: small crops are other views, for instance.
+    """
     left_out = own_settings(type(of_run)) | FREE_ON_RESUME - {"teacher"}
-    shared = [(name, value) for name, value in of_run.as_json().items() if name not in left_out]
-    return [spec_of(of_run).name, *shared]
+    alike = {each.name for each in fields(DistillSettings)}
+    defaults = {each.name: each.default for each in fields(of_run)}
+    return [
+        (name, str(value))
+        for name, value in sorted(of_run.as_json().items())
+        if name not in left_out and (name in alike or getattr(of_run, name) != defaults[name])
+    ]
 
 
 def _spec(method: str) -> MethodSpec:
-    return next(spec for spec in METHODS if spec.name == method)
+    return next(spec for spec in catalog.METHODS if spec.name == method)
 
 
 def _missing(row: Row) -> str:
     """Why this version cannot train a row; empty where it can."""
     if row.method is None:
         return ""
-    spec = next((spec for spec in METHODS if spec.name == row.method), None)
+    spec = next((spec for spec in catalog.METHODS if spec.name == row.method), None)
     if spec is None:
         return f"this version has no method {row.method}"
     known, hints = {each.name for each in fields(spec.settings)}, get_type_hints(spec.settings)

@@ -24,11 +24,8 @@ STUDENT, BUDGET = "mobilenetv3_small_050", "5min"
 
 MOCO: dict[str, Any] = {"lr": 0.3, "queue_size": 1024, "encoder_momentum": 0.99}
 SIMCLR: dict[str, Any] = {"lr": 1.0}
-SWAV: dict[str, Any] = {"lr": 2.0, "prototypes": 64, "epsilon": 0.03, "large_crop_scale": (0.2, 1.0)} | {
-    "small_crops": 4,
-    "small_crop_size": 40,
-    "small_crop_scale": (0.1, 0.4),
-}
+SWAV: dict[str, Any] = {"lr": 2.0, "prototypes": 64, "epsilon": 0.03, "large_crop_scale": (0.2, 1.0)}
+SWAV |= {"small_crops": 4, "small_crop_size": 40, "small_crop_scale": (0.1, 0.4)}
 """What pre-training takes at that scale; docs/results.md has the runs that it comes from."""
 
 _UNQUOTED = "Its figures are not quoted: the table could not be opened when this was written."
@@ -39,6 +36,10 @@ _SEED_RESNET18 = Expected(
     "re-implementation quotes it",
 )
 
+PATCHES: dict[str, Any] = {"small_crops": 4, "small_crop_size": 40, "small_crop_scale": (0.1, 0.4)}
+
+_TEMPERATURES = ("teacher_temperature", (0.01, 0.03, 0.1))
+
 STRATEGIES = Study(
     name="paper-strategies",
     about="Ways to distill: no teacher, regression, clustering, contrast, SEED and what builds on it",
@@ -46,20 +47,33 @@ STRATEGIES = Study(
     rows=(
         Row("random", "random init", None),
         Row("moco-v2", "MoCo-v2, no teacher", "moco-v2", MOCO, own=("temperature", (0.2, 0.1, 0.07))),
-        Row("l2", "ℓ2 (regression)", "regress"),
-        Row("kmeans", "k-means pseudo-labels", "kmeans", own=("clusters", (64, 256, 1024))),
-        Row("online-clustering", "online clustering", "online-clustering"),
-        Row("contrastive", "binary contrastive", "contrastive"),
-        Row("compress", "CompRess", "compress"),
-        Row("seed", "SEED", "seed", own=("teacher_temperature", (0.01, 0.03, 0.1))),
-        Row("seed-moco", "SEED + MoCo-v2", "seed-moco", own=("ssl_weight", (0.1, 0.3, 1.0))),
         Row(
-            "small-patches",
-            "SEED + small patches",
-            "seed",
-            {"small_crops": 4, "small_crop_size": 40, "small_crop_scale": (0.1, 0.4)},
-            own=("teacher_temperature", (0.01, 0.03, 0.1)),
+            "l2", "ℓ2 (regression)", "regress", {"loss": "l2"}, own=("projector", ("mlp", "mlp-bn", "linear"))
         ),
+        Row("kmeans", "k-means pseudo-labels", "kmeans", own=("clusters", ("auto", 64, 256))),
+        Row(
+            "online-clustering",
+            "online clustering",
+            "online-clustering",
+            own=("temperature", (0.1, 0.2, 0.05)),
+        ),
+        Row(
+            "contrastive",
+            "binary contrastive",
+            "contrastive",
+            {"loss": "nce"},
+            own=("temperature", (0.2, 0.1, 0.07)),
+        ),
+        Row("compress", "CompRess", "compress", own=("teacher_temperature", (0.04, 0.02, 0.1))),
+        Row("seed", "SEED", "seed", own=_TEMPERATURES),
+        Row(
+            "seed-moco",
+            "SEED + MoCo-v2",
+            "seed-moco",
+            {"encoder_momentum": 0.99},
+            own=("ssl_weight", (1.0, 0.3, 0.1)),
+        ),
+        Row("small-patches", "SEED + small patches", "seed", PATCHES, own=_TEMPERATURES),
         Row("seed-plus", "seed-plus", "seed-plus"),
     ),
     common=SMALL,
@@ -76,7 +90,7 @@ TEMPERATURE = Study(
             Row(f"t-{value:g}", f"τ_T {value:g}", "seed", {"teacher_temperature": value}, x=value)
             for value in (0.3, 0.1, 0.05, 0.01, 1e-3, 1e-4)
         ),
-        Row("infonce", "τ_T → 0 (InfoNCE)", "contrastive", {"contrast": "infonce"}),
+        Row("infonce", "τ_T → 0 (InfoNCE)", "contrastive", {"loss": "info-nce"}, x=0.0),
     ),
     common=SMALL,
     student=STUDENT,

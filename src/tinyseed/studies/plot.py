@@ -57,7 +57,7 @@ def draw(
         figure = _by_row(measured) if axis is None or None in numbers else _by_number(measured, axis)
         if len(teachers) == 1:
             _reference(figure.axes, teachers[0], upright=axis is None or None in numbers)
-        figure.axes[0].legend(frameon=False, loc="best", fontsize=9)
+        figure.legend(frameon=False, loc="outside lower center", ncols=4, fontsize=9)
         figure.suptitle(title, fontsize=12, x=0.01, ha="left")
         for kind in ("png", "svg"):
             with replacing(folder / f"plot.{kind}") as unfinished:
@@ -118,11 +118,14 @@ def _by_row(rows: Sequence[Entry]) -> "Figure":
 def _by_number(rows: Sequence[Entry], axis: Axis) -> "Figure":
     """Lines over what the rows differ in."""
     ordered = sorted(rows, key=lambda row: _place(row, axis) or 0.0)
+    numbers = [_place(row, axis) or 0.0 for row in ordered]
+    lowest = min((number for number in numbers if number > 0), default=1.0)
+    places = [number or lowest / 10 for number in numbers] if axis.log else numbers  # a logarithm has no zero
     figure = _figure(4.2)
     axes = figure.add_subplot()
     for name, label, color, mark in MEASURES:
         axes.errorbar(
-            [_place(row, axis) or 0.0 for row in ordered],
+            places,
             [row[name] for row in ordered],
             yerr=[row.get(f"{name}_std") or 0.0 for row in ordered],
             fmt=f"-{mark}",
@@ -133,10 +136,23 @@ def _by_number(rows: Sequence[Entry], axis: Axis) -> "Figure":
         )
     if axis.log:
         axes.set_xscale("log")
+        axes.minorticks_off()
+    axes.set_xticks(places, [_tick(number) for number in numbers])
     axes.set_xlabel(axis.label)
     axes.set_ylabel("top-1 on the test images, %")
     axes.grid(color="#e3e8e4")
     return figure
+
+
+def _tick(number: float) -> str:
+    """A number below the axis.
+
+    >>> _tick(0.0), _tick(1e-3), _tick(0.3), _tick(11_180_000)
+    ('→ 0', '0.001', '0.3', '11.2 M')
+    """
+    if number == 0:
+        return "→ 0"
+    return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number:g}"
 
 
 def _reference(all_axes: "Sequence[Axes]", teacher: Entry, *, upright: bool) -> None:

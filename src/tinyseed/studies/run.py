@@ -7,6 +7,7 @@ study. The results are written anew after each cell that was measured.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tinyseed.checkpoints.load import load_model
 from tinyseed.checkpoints.saved import save_encoder
 from tinyseed.data.sources import open_source
 from tinyseed.engine.run_folder import RunFolder
+from tinyseed.engine.runs import ViewsError
 from tinyseed.engine.train import train, train_students
 from tinyseed.errors import InputError, RunError, argument
 from tinyseed.evaluation.knn import SPEC as KNN
@@ -24,6 +26,7 @@ from tinyseed.files import write_json
 from tinyseed.locks import LOCK, locked
 from tinyseed.models.spec import RANDOM, ModelSpec
 from tinyseed.progress import Progress
+from tinyseed.settings.train import TrainSettings
 from tinyseed.signals import Stopped
 from tinyseed.studies import plot
 from tinyseed.studies.base import Study
@@ -130,16 +133,30 @@ class Runner:
             (cell,) = cells
             _save_random(self.plan, cell)
         elif cells[0].folder.parent.name.startswith("together-"):
-            of_runs = {
-                cell.name: cell.settings.replaced(resume=True) for cell in cells if cell.settings is not None
-            }
-            outcomes = train_students(of_runs, quiet=self.quiet)
-            for cell in cells:
-                outcome = outcomes[cell.name]
-                if isinstance(outcome, RunError):
-                    self.fail(cell, str(outcome))
+            self._train_together(cells)
         else:
             train(first.replaced(resume=RunFolder(first.out).config.exists()), quiet=self.quiet)
+
+    def _train_together(self, cells: Sequence[Cell]) -> None:
+        """Train cells on the same views; those of methods that take other views follow by themselves."""
+        kinds: dict[type[TrainSettings], list[Cell]] = {}
+        of_runs: dict[str, TrainSettings] = {}
+        for cell in cells:
+            assert cell.settings is not None
+            of_runs[cell.name] = cell.settings.replaced(resume=True)
+            kinds.setdefault(type(cell.settings), []).append(cell)
+        try:
+            outcomes = train_students(of_runs, quiet=self.quiet)
+        except ViewsError:
+            if len(kinds) == 1:
+                raise
+            for of_kind in kinds.values():
+                self.attempt(of_kind, partial(self._train_together, of_kind))
+            return
+        for cell in cells:
+            outcome = outcomes[cell.name]
+            if isinstance(outcome, RunError):
+                self.fail(cell, str(outcome))
 
     def measure(self, cell: Cell) -> None:
         """k-NN and linear probe of a cell; a finished evaluation is read."""
