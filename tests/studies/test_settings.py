@@ -4,6 +4,7 @@ from tinyseed.errors import InputError
 from tinyseed.methods.catalog import METHODS
 from tinyseed.methods.moco import MoCoSettings
 from tinyseed.methods.seed import SeedSettings
+from tinyseed.recipes import settings_of
 from tinyseed.studies.base import Row, Study
 from tinyseed.studies.catalog import STUDIES, find_study
 from tinyseed.studies.cells import Plan, groups
@@ -178,3 +179,14 @@ def test_the_temperatures_are_those_of_the_table():
     rows = find_study("paper-temperature").rows
     assert [row.x for row in rows] == [0.3, 0.1, 0.05, 0.01, 1e-3, 1e-4, 0.0]
     assert all(row.settings == {"teacher_temperature": row.x} for row in rows[:-1])
+
+
+def test_seed_at_the_papers_scale_is_the_papers_recipe(tmp_path):
+    """What the study leaves out of the recipe, because other methods have settings of that name, is the default."""
+    plan = Plan.of(find_study("paper-strategies-imagenet"), given(tmp_path, rows=("seed",)))
+    ((cell,),) = plan.cells()
+    assert cell.settings is not None
+    recipe = settings_of("seed-imagenet", "distill")
+    assert {name: getattr(cell.settings, name) for name in recipe} == recipe
+    assert cell.settings.student == "resnet18"
+    assert "teacher_temperature" not in plan.study.common  # CompRess has another one

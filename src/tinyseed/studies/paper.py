@@ -5,10 +5,11 @@ be opened are quoted: those of the abstract and of the published code's README, 
 others are left out rather than quoted from memory.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from tinyseed.recipes import settings_of
+from tinyseed.settings.train import DistillSettings
 from tinyseed.studies.base import Axis, Expected, Pretraining, Row, Study
 
 SMALL: dict[str, Any] = {
@@ -167,7 +168,9 @@ def _without_length(recipe: str, command: str) -> dict[str, Any]:
 
 def _at_paper_scale() -> tuple[Study, ...]:
     """ImageNet, ResNet-18, 200 epochs and the paper's settings; teachers as their own papers trained them."""
-    common = _without_length("seed-imagenet", "distill")
+    shared = {each.name for each in fields(DistillSettings)} | {"queue_size"}  # SEED's own are its defaults
+    recipe = _without_length("seed-imagenet", "distill")
+    common = {name: value for name, value in recipe.items() if name in shared}
     moco, simclr, swav = (
         _without_length(f"{method}-imagenet", f"pretrain {method}")
         for method in ("moco-v2", "simclr", "swav")
