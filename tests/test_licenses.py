@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from packaging.requirements import Requirement
 
-EXTRAS = ("bands", "detect", "faiss", "onnx", "transformers")
+EXTRAS = ("bands", "detect", "faiss", "onnx", "plots", "transformers")
 """All extras but `dev`, whose packages are not part of what a user installs."""
 
 PERMISSIVE = re.compile(

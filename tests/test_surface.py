@@ -18,6 +18,7 @@ from tinyseed.evaluations import EVALUATIONS
 from tinyseed.methods.catalog import METHODS
 from tinyseed.settings.base import aliases, flag
 from tinyseed.settings.demo import DemoSettings
+from tinyseed.studies.settings import StudySettings
 from tinyseed.teachers import TeachersSettings
 
 BEFORE = json.loads((Path(__file__).parent / "surface.json").read_text(encoding="utf-8"))
@@ -29,6 +30,7 @@ SETTINGS = {
     "demo": DemoSettings,
     "cache": CacheSettings,
     "cache free": FreeSettings,
+    "recipes run NAME": StudySettings,
 }
 
 

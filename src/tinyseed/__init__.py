@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tinyseed.threads import prepare_threads
 
 if TYPE_CHECKING:
-    from tinyseed.api import describe_teacher, distill, evaluate, load, load_teacher, pretrain
+    from tinyseed.api import describe_teacher, distill, evaluate, load, load_teacher, pretrain, run_study
     from tinyseed.errors import InputError, RunError
     from tinyseed.models.encoder import Encoder
     from tinyseed.models.teacher import Teacher
@@ -36,6 +36,7 @@ __all__ = [
     "load_teacher",
     "nt_xent",
     "pretrain",
+    "run_study",
     "seed_loss",
     "sinkhorn",
     "soft_lookup",
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "api": ("describe_teacher", "distill", "evaluate", "load", "load_teacher", "pretrain"),
+    "api": ("describe_teacher", "distill", "evaluate", "load", "load_teacher", "pretrain", "run_study"),
     "errors": ("InputError", "RunError"),
     "models.encoder": ("Encoder",),
     "models.teacher": ("Teacher",),

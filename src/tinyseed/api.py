@@ -24,6 +24,10 @@ from tinyseed.recipes import recipe_for
 from tinyseed.settings.base import aliases
 from tinyseed.settings.several import given_for, several_methods
 from tinyseed.settings.train import TrainSettings
+from tinyseed.studies.catalog import find_study
+from tinyseed.studies.results import Results
+from tinyseed.studies.run import run_study as run_cells
+from tinyseed.studies.settings import StudySettings
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -43,6 +47,7 @@ __all__ = [
     "load",
     "load_teacher",
     "pretrain",
+    "run_study",
 ]
 
 
@@ -161,6 +166,38 @@ def evaluate(
     ):
         raise InputError(MISSING, "give labeled images to measure on", argument="test_data")
     return run_evaluation(spec, _filled(spec.settings, given, f"evaluate {spec.name}"))
+
+
+def run_study(
+    study: str,
+    *,
+    data: Paths,
+    test_data: Paths,
+    out: str | Path,
+    budget: str = "",
+    **settings: Any,  # noqa: ANN401
+) -> Results:
+    """Train and measure the rows of a study, such as a table of the SEED paper; the same call resumes a stopped one.
+
+    Args:
+        study: its name, as `tinyseed recipes run` lists them.
+        data: images to train on.
+        test_data: labeled images to measure on.
+        out: folder for the runs, the table and the plot.
+        budget: of each cell, as in "5min" or "20epochs"; by default the study's own.
+        settings: further settings, named as the flags of `tinyseed recipes run NAME` (`seeds=3`, `teacher="runs/big"`,
+            `set=["image_size=32"]`, `tune=["lr=0.03,0.1"]`).
+
+    Returns:
+        What is in results.json; cells that failed are in its `failed`.
+
+    Raises:
+        InputError: a setting, path or model is wrong, or the folder holds something else.
+        RunError: the results could not be written.
+    """
+    found = find_study(study)
+    given = {"data": data, "test_data": test_data, "out": out, "budget": budget, **settings}
+    return run_cells(found, _filled(StudySettings, given))
 
 
 def load(path: str | Path) -> Encoder:

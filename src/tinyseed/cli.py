@@ -234,15 +234,48 @@ def _evaluate(rest: Sequence[str]) -> int:
 
 def _recipes(rest: Sequence[str]) -> int:
     from tinyseed import recipes
+    from tinyseed.studies import catalog as studies
 
     match list(rest):
         case [] | ["-h" | "--help"]:
-            print(f"{VERBS['recipes'].example}\n\n{recipes.listing()}")
+            print(f"{VERBS['recipes'].example}\n\n{recipes.listing()}\n\n{studies.listing()}")
+        case ["run", *flags]:
+            return _run_study(flags)
+        case [name] if name in {study.name for study in studies.STUDIES}:
+            print(studies.sheet(studies.find_study(name)))
         case [name]:
             print(_named("recipe", lambda: recipes.sheet(name)))
         case [_, more, *_]:
             raise UsageError(more, "give one name at a time", argument="recipe")
     return 0
+
+
+def _run_study(rest: Sequence[str]) -> int:
+    """`tinyseed recipes run NAME`; returns 1 if a cell has failed."""
+    from tinyseed.studies import catalog
+    from tinyseed.studies.settings import StudySettings
+
+    example = "tinyseed recipes run paper-strategies --data train/ --test-data test/ --teacher runs/teacher --out table"
+    if not rest or rest[0] in ("-h", "--help"):
+        print(f"{example}\n\nstudies (tinyseed recipes run NAME --help):\n\n{catalog.listing()}")
+        return 0
+    name, *flags = rest
+    study = _named("study", lambda: catalog.find_study(name))
+    command = f"tinyseed recipes run {name}"
+    settings = parse(StudySettings, flags, command=command, example=example, about=f"{study.about}.")
+    if settings.dry_run:
+        from tinyseed.studies.cells import Plan
+        from tinyseed.studies.describe import describe
+
+        _show(describe(Plan.of(study, settings)))
+        return 0
+    from tinyseed.studies.results import text
+    from tinyseed.studies.run import run_study
+
+    results = run_study(study, settings)
+    _show(text(results))
+    _show(settings.out / "results.md")
+    return 1 if results.failed else 0
 
 
 def _teachers(rest: Sequence[str]) -> int:
@@ -351,7 +384,7 @@ VERBS = {
     ),
     "recipes": Verb(
         "recipes [NAME]",
-        "settings of published runs by name, for --recipe NAME",
+        "settings of published runs by name, for --recipe NAME; recipes run NAME makes a paper's table",
         "tinyseed recipes simclr-imagenet",
         _recipes,
     ),

@@ -30,6 +30,10 @@ from tinyseed.settings.train import DistillSettings, TrainSettings
 from tinyseed.signals import Stopped, StopRequest
 
 
+class ViewsError(InputError):
+    """Runs that look at different views of the images cannot train together."""
+
+
 class Runs:
     """The runs of one pass over the data; a single run is the case of one.
 
@@ -247,13 +251,13 @@ def seen_by(methods: Sequence[Method], settings: TrainSettings) -> tuple[View, .
     """The views that are taken of each image: those of the method that takes most; others take the first of them.
 
     Raises:
-        InputError: they do not take the same.
+        ViewsError: they do not take the same.
     """
     each = [method.views(settings.image_size) for method in methods]
     longest = max(each, key=len)
     if any(views != longest[: len(views)] for views in each):
         remedy = "these runs look at different views of the images; train each by itself"
-        raise InputError(settings.out, remedy, argument="out")
+        raise ViewsError(settings.out, remedy, argument="out")
     return longest
 
 
