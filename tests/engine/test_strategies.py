@@ -24,7 +24,7 @@ from tinyseed.signals import Stopped
 METHODS = distill_methods()
 
 OWN = {
-    "seed": {"queue_size": 24},
+    "seed": {"queue_size": 24, "teacher_temperature": 0.1},
     "contrastive": {"queue_size": 24},
     "compress": {"queue_size": 24},
     "seed-moco": {"queue_size": 24, "teacher_temperature": 0.1},
