@@ -116,7 +116,9 @@ FORMULAS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "own", "formula"), FORMULAS, ids=lambda given: str(given)[:40])
+@pytest.mark.parametrize(
+    ("name", "own", "formula"), FORMULAS, ids=[" ".join([name, *own]) for name, own, _ in FORMULAS]
+)
 def test_a_step_is_its_formula_on_one_view_of_both_networks(teacher, name, own, formula):
     method = build(name, teacher, **own)
     output = method.step(method.module, (images(),), step=0)
