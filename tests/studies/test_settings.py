@@ -140,22 +140,6 @@ def test_every_row_is_tuned_among_equally_many_values(tmp_path):
     assert plan.trials() == 2 + 3 + 2
 
 
-def test_rows_that_this_version_lacks_are_left_out_with_the_reason(tmp_path):
-    rows = (
-        ROWS[1],
-        Row("a", "a", "distill-by-magic"),
-        Row("b", "b", "seed", {"wand": 1}),
-        Row("c", "c", "seed", {"student_temperature": "warm"}),
-    )
-    plan = Plan.of(Study("test", "", "", rows, {}, "test_resnet", "1min"), given(tmp_path))
-    assert [row.name for row in plan.rows] == ["cold"]
-    assert plan.missing == {
-        "a": "this version has no method distill-by-magic",
-        "b": "this version's seed has no setting `wand`",
-        "c": "this version's `student_temperature` cannot be warm",
-    }
-
-
 @pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
 def test_every_study_is_well_formed(study, tmp_path):
     """Names are unique, budgets are budgets, teachers can be pre-trained, its own values begin with the default."""
@@ -166,13 +150,12 @@ def test_every_study_is_well_formed(study, tmp_path):
         if row.teacher is not None:
             kind = specs[row.teacher.method].settings
             assert row.teacher.settings.keys() <= {*kind.__dataclass_fields__}
-        if row.own is not None and row.method in specs:
+        if row.own is not None:
             name, values = row.own
-            field = specs[row.method].settings.__dataclass_fields__.get(name)
-            assert field is None or field.default == values[0]
+            assert specs[row.method].settings.__dataclass_fields__[name].default == values[0]
             assert len(set(values)) == len(values) >= 3
-    plan = Plan.of(study, given(tmp_path))
-    assert set(plan.missing) < {row.name for row in study.rows}
+    (cells,) = Plan.of(study, given(tmp_path)).cells()
+    assert [cell.row.name for cell in cells] == [row.name for row in study.rows]
 
 
 def test_the_temperatures_are_those_of_the_table():

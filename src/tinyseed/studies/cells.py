@@ -5,13 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from tinyseed.errors import MISSING, InputError
 from tinyseed.files import digest
 from tinyseed.methods import catalog
 from tinyseed.methods.base import MethodSpec
-from tinyseed.settings.base import holds
 from tinyseed.settings.several import own_settings
 from tinyseed.settings.train import FREE_ON_RESUME, DistillSettings, TrainSettings
 from tinyseed.studies.base import Pretraining, Row, Study
@@ -51,15 +50,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study trains with given settings.
-
-    Attributes:
-        missing: rows that cannot be trained by this version, and why.
-    """
+    """What a study trains with given settings."""
 
     study: Study
     settings: StudySettings
-    missing: Mapping[str, str]
 
     @classmethod
     def of(cls, study: Study, settings: StudySettings) -> "Plan":
@@ -75,11 +69,7 @@ class Plan:
                 close = difflib.get_close_matches(name, known, n=1)
                 remedy = f"did you mean {close[0]}?" if close else f"give some of {', '.join(known)}"
                 raise InputError(name, f"{study.name} has no such row; {remedy}", argument="rows")
-        missing = {row.name: reason for row in study.rows if (reason := _missing(row))}
-        plan = cls(study, settings, missing)
-        if not plan.rows:
-            given = " ".join(settings.rows) or study.name
-            raise InputError(given, "; ".join(dict.fromkeys(missing.values())), argument="rows")
+        plan = cls(study, settings)
         if plan.needs_teacher and not settings.teacher:
             raise InputError(MISSING, "give the network that the students learn from", argument="teacher")
         plan.check()
@@ -89,7 +79,7 @@ class Plan:
     def rows(self) -> tuple[Row, ...]:
         """The rows to train."""
         wanted = self.settings.rows or [row.name for row in self.study.rows]
-        return tuple(row for row in self.study.rows if row.name in wanted and row.name not in self.missing)
+        return tuple(row for row in self.study.rows if row.name in wanted)
 
     @property
     def needs_teacher(self) -> bool:
@@ -245,19 +235,3 @@ def _shared(of_run: TrainSettings) -> list[object]:
 
 def _spec(method: str) -> MethodSpec:
     return next(spec for spec in catalog.METHODS if spec.name == method)
-
-
-def _missing(row: Row) -> str:
-    """Why this version cannot train a row; empty where it can."""
-    if row.method is None:
-        return ""
-    spec = next((spec for spec in catalog.METHODS if spec.name == row.method), None)
-    if spec is None:
-        return f"this version has no method {row.method}"
-    known, hints = {each.name for each in fields(spec.settings)}, get_type_hints(spec.settings)
-    for name, value in row.settings.items():
-        if name not in known:
-            return f"this version's {row.method} has no setting `{name}`"
-        if not holds(value, hints[name]):
-            return f"this version's `{name}` cannot be {value}"
-    return ""

@@ -13,7 +13,6 @@ def describe(plan: Plan) -> str:
     """The cells of a plan, their number and the expected time, as lines of text."""
     teachers, cells = list(plan.teachers.values()), [cell for cells in plan.cells() for cell in cells]
     lines = [f"{plan.study.name}: {plan.study.about}", plan.study.source, cost(plan), ""]
-    lines += [f"  {name}: left out, {reason}" for name, reason in plan.missing.items()]
     if teachers:
         lines += ["teachers, trained first:", *(f"  {_line(cell)}" for cell in teachers)]
     if plan.axes:

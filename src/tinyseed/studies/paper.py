@@ -44,7 +44,7 @@ _TEMPERATURES = ("teacher_temperature", (0.01, 0.03, 0.1))
 STRATEGIES = Study(
     name="paper-strategies",
     about="Ways to distill: no teacher, regression, clustering, contrast, SEED and what builds on it",
-    source=f"SEED table 4, with random init, CompRess, small patches and seed-plus beside it. {_UNQUOTED}",
+    source=f"SEED table 4, with random init, CompRess and small patches beside it. {_UNQUOTED}",
     rows=(
         Row("random", "random init", None),
         Row("moco-v2", "MoCo-v2, no teacher", "moco-v2", MOCO, own=("temperature", (0.2, 0.1, 0.07))),
@@ -75,7 +75,6 @@ STRATEGIES = Study(
             own=("ssl_weight", (1.0, 0.3, 0.1)),
         ),
         Row("small-patches", "SEED + small patches", "seed", PATCHES, own=_TEMPERATURES),
-        Row("seed-plus", "seed-plus", "seed-plus"),
     ),
     common=SMALL,
     student=STUDENT,

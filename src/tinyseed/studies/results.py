@@ -34,7 +34,6 @@ class Results:
         teachers: measured in the same way.
         cells: each run by itself.
         failed: why cells have failed, by name; they are tried again by the same command.
-        missing: rows that this version cannot train, and why.
         command: makes the study again.
     """
 
@@ -46,7 +45,6 @@ class Results:
     teachers: tuple[Entry, ...]
     cells: tuple[Entry, ...]
     failed: Mapping[str, str]
-    missing: Mapping[str, str]
     settings: Mapping[str, Any]
     command: str
     versions: Mapping[str, str]
@@ -69,7 +67,6 @@ class Results:
             teachers=tuple(record for record in records if record["row"] is None),
             cells=tuple(record for record in records if record["row"] is not None),
             failed=dict(failed),
-            missing={name: why for name, why in plan.missing.items() if name in _wanted(plan)},
             settings=plan.settings.as_json() | {"common": plan.common, "student": plan.student},
             command=command(plan),
             versions=versions(),
@@ -99,7 +96,6 @@ class Results:
                 chosen = ", ".join(f"{name} {value}" for name, value in row["chosen"].items())
                 notes.append(f"{row['label']}: {chosen}, chosen on held-out training images.")
         notes += [f"{name}: failed: {reason}" for name, reason in self.failed.items()]
-        notes += [f"{name}: left out, {reason}" for name, reason in self.missing.items()]
         sources = dict.fromkeys(row["published_source"] for row in self.rows if row["published"] is not None)
         return [*notes, *(f"Published: {source}." for source in sources)]
 
@@ -165,10 +161,6 @@ def command(plan: Plan) -> str:
             continue
         words += [flag(each.name), *map(str, value if isinstance(value, tuple) else (value,))]
     return shlex.join(words)
-
-
-def _wanted(plan: Plan) -> Sequence[str]:
-    return plan.settings.rows or [row.name for row in plan.study.rows]
 
 
 def _row(row: Row, records: Sequence[Entry], chosen: Mapping[str, Any]) -> Entry:

@@ -96,8 +96,6 @@ class Runner:
         """Teachers, tuning, then all rows of one seed after the other, so that a whole table is there early."""
         if plot.missing():
             self.say(plot.missing())
-        for name, reason in self.plan.missing.items():
-            self.say(f"{name}: left out, {reason}")
         self.work(list(self.plan.teachers.values()))
         if self.plan.needs_teacher:
             self.measure_given()
