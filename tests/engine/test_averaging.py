@@ -138,9 +138,9 @@ def test_the_last_evaluation_is_that_of_the_saved_files(photos, tmp_path, monkey
     seen = []
     measure = Monitor.measure
 
-    def measured(self, method, encoder):
+    def measured(self, method, encoder, **how):
         seen.append({name: value.clone() for name, value in encoder.state_dict().items()})
-        return measure(self, method, encoder)
+        return measure(self, method, encoder, **how)
 
     monkeypatch.setattr(Monitor, "measure", measured)
     train(settings(photos, tmp_path / "run", epochs=1), quiet=True)

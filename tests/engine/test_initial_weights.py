@@ -94,7 +94,7 @@ def test_both_of_mocos_encoders_begin_with_them(photos, first, tmp_path):
     with open_runs({"": given}, quiet=True) as runs:
         (run,) = runs.all
         for name, value in load_file(weights).items():
-            for encoder in (run.method.encoder, run.method.key_encoder):
+            for encoder in (run.method.encoder, run.method.contrast.key_encoder):
                 assert torch.equal(encoder.backbone.network.state_dict()[name], value), name
 
 

@@ -98,12 +98,12 @@ def test_a_signal_during_an_evaluation_saves_and_stops_at_once(
 ):
     measure, calls = Monitor.measure, []
 
-    def interrupted(self, method):
+    def interrupted(self, method, *rest, **how):
         calls.append(method)
         if len(calls) == evaluation + 1:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(60)
-        return measure(self, method)
+        return measure(self, method, *rest, **how)
 
     monkeypatch.setattr(Monitor, "measure", interrupted)
     out, began = tmp_path / "run", time.monotonic()
