@@ -299,7 +299,7 @@ class Measurement:
             fields |= {"teacher_weights": "random"}
         if variant == "cached":
             fields |= {"cache_views": CACHED_VIEWS, "cache": str(out) + "-cache"}
-        flags = ["--snapshots"] * snapshots + ["--fill"] * (not case.learns)
+        flags = ["--snapshots"] * snapshots + ["--fill"]
         return [sys.executable, str(HERE / "tinyseed_side.py"), json.dumps(fields), *flags]
 
     def lightly(self, variant: str, out: Path, workers: int, snapshots: bool) -> list[str]:
