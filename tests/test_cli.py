@@ -60,10 +60,15 @@ def test_help_of_each_verb_shows_an_example_first(capsys, verb, begins):
         (("pretrain", "byol"), "method: byol: give one of moco-v1, moco-v2, simclr, swav"),
         (("distill", "--method", "byol"), "--method: byol: give one of seed, regress, kmeans, "),
         (("distill", "--method", "--lr", "1"), "--method: expected at least one argument"),
+        (("distill", "--loss=l2"), "--loss: l2: is a flag of --method regress or contrastive"),
         (("distill", "--method", "seed", "seed"), "--method: seed seed: give each value once"),
         (
             ("distill", "--method", "regress", "--data", "x", "--queue-size", "8"),
-            "--queue-size: 8: unknown flag; ",
+            "--queue-size: 8: is a flag of --method seed or online-clustering or contrastive or ",
+        ),
+        (
+            ("distill", "--data", "x", "--no-student-queue", "--lr", "1"),
+            "--no-student-queue: given: is a flag of --method compress",
         ),
         (
             ("distill", "--method", "seed", "regress", "--data", "x", "--quue-size", "8"),

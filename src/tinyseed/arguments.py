@@ -12,8 +12,8 @@ import inspect
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from itertools import takewhile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
@@ -24,6 +24,7 @@ from tinyseed.settings.several import (
     METHOD_HELP,
     given_for,
     grid_of,
+    knows,
     require_own,
     several_methods,
 )
@@ -91,6 +92,7 @@ def parse_several(
     example: str,
     about: str,
     known: Mapping[str, str],
+    others: Mapping[str, type[TrainSettings]],
     defaults: Mapping[str, Any] | None = None,
 ) -> TrainSettings | dict[str, TrainSettings]:
     """The same for a command that can train several networks, a grid of settings, or several methods.
@@ -102,6 +104,7 @@ def parse_several(
         example: begins the help.
         about: what the first method does.
         known: every method that there is and what it does, for the help.
+        others: the settings of every method, to say whose a flag is that these methods lack.
         defaults: take the place of the fields' own.
 
     Returns:
@@ -111,6 +114,7 @@ def parse_several(
         UsageError: as `parse`.
         InputError: the grid is wrong.
     """
+    _refuse_flags_of_others(arguments, methods.values(), others)
     parsers = {
         name: _with_methods(
             _parser(kind, command, example, about, defaults or {}, several=kind.NETWORK), known
@@ -131,6 +135,22 @@ def parse_several(
         name: _converted(each, given_for(typed, each, methods.values())) for name, each in methods.items()
     }
     return several_methods(methods, values, students, grids)
+
+
+def _refuse_flags_of_others(
+    arguments: Sequence[str],
+    kinds: Collection[type[TrainSettings]],
+    methods: Mapping[str, type[TrainSettings]],
+) -> None:
+    for word, following in pairwise([*arguments, ""]):
+        typed, equals, value = word.partition("=")
+        name = typed.removeprefix("--").removeprefix("no-").replace("-", "_")
+        if not typed.startswith("--") or any(knows(kind, name) for kind in kinds):
+            continue
+        owners = [method for method, kind in methods.items() if knows(kind, name)]
+        if owners:
+            shown = value if equals or following.startswith("-") else following
+            raise UsageError(shown or "given", f"is a flag of --method {' or '.join(owners)}", argument=typed)
 
 
 def _with_methods(parser: "_Parser", known: Mapping[str, str]) -> "_Parser":

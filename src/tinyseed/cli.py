@@ -145,6 +145,7 @@ def _distill(rest: Sequence[str]) -> int:
         example=VERBS["distill"].example.replace("tinyseed distill", command),
         about=f"{specs[0].about}.",
         known={name: spec.about for name, spec in known.items()},
+        others={name: spec.settings for name, spec in known.items()},
         defaults=recipe_for(value_of("--recipe", rest), commands),
     )
     return _train_students(settings) if isinstance(settings, dict) else _train(settings, specs[0])
