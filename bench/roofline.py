@@ -131,9 +131,10 @@ def parts(runs: Runs, case: Case) -> list[Part]:
     weights = 4 * sum(parameter.numel() for parameter in trained)
     floats, rows_bytes = 4 * view.numel(), 4 * rows.numel()
     lookups = 2 * 2 * 2 * case.batch * case.queue * teacher.dim  # scores and means, for student and teacher
-    learner.forward.train()
+    run.method.module.train()
     return [
-        Part("teacher", look, operations=operations(look)),
+        # counted on the network as it is: packed layers are not known to the counter
+        Part("teacher", look, operations=operations(lambda: teacher.backbone(images))),
         Part("student, forward", forward, operations=operations(forward)),
         Part("student, forward and backward", both, operations=operations(both)),
         Part("loss", lambda: seed_loss(student, rows, queue.rows()).backward(), operations=lookups),
