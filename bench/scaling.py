@@ -106,7 +106,7 @@ def whole_step(stack: ExitStack, folder: Path, *, batch: int, side: int, student
     """A step of a training run; the run ends with the stack."""
     settings = SeedSettings(
         data=(str(clothing("train") if side == 64 else enlarged(folder / "large")),),
-        out=folder / f"run-{batch}-{side}-{students}",
+        out=Path(tempfile.mkdtemp(dir=folder)) / "run",
         teacher=str(CLOTHING_TEACHER),
         student="mobilenetv3_small_050",
         image_size=side,
