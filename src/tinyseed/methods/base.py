@@ -105,8 +105,8 @@ class Method(ABC):
         Only methods with a teacher are asked; a resumed run has the state in its checkpoint.
 
         Args:
-            teacher_rows: from a number to the unit rows [n, d] of at most so many training images without random
-                changes, on every process the same.
+            teacher_rows: given a number, the unit rows [n, d] of at most that many training images, seen without
+                random changes; the same on every process.
         """
 
     @abstractmethod

@@ -72,7 +72,7 @@ class KMeans(OneView):
         """Find the clusters; the first process' count for all.
 
         Raises:
-            InputError: so many images cannot be read that there are fewer than clusters.
+            InputError: of the images that can be read there are fewer than clusters.
         """
         settings, means = self.settings, self._means
         rows = teacher_rows(settings.cluster_images).to(means.device)

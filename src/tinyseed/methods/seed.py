@@ -17,22 +17,21 @@ from tinyseed.errors import InputError
 from tinyseed.methods.base import Forward, Group, MethodSpec, Setup, StepOutput
 from tinyseed.methods.crops import SMALL_CROPS, require_small_crops, small_crop_size
 from tinyseed.methods.distillation import Distillation, augmentation, teacher_bands
+from tinyseed.methods.one_view import QueueSettings
 from tinyseed.methods.parts import affinity, crops, encoder, patches, queues, shapes, teacher, torch
 from tinyseed.methods.parts import seed as objective
 from tinyseed.methods.patch_grids import require_grid, require_patches
 from tinyseed.methods.views import Targets, Views
-from tinyseed.settings.base import IMAGE_SIDES, LARGEST, QUEUE_SIZES, Range
-from tinyseed.settings.train import DistillSettings, TeacherOutput, TrainSettings, check_scale
+from tinyseed.settings.base import IMAGE_SIDES, LARGEST, Range
+from tinyseed.settings.train import TeacherOutput, TrainSettings, check_scale
 
 _TOGETHER: tuple[TeacherOutput, ...] = ("rows", "patches")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeedSettings(DistillSettings):
+class SeedSettings(QueueSettings):
     """`tinyseed distill`; the defaults are the paper's (section 4.1)."""
 
-    queue_size: int | Literal["auto"] = "auto"
-    """Rows in the queue; auto: the largest power of two up to half the data set, at most 65,536."""
     student_temperature: float = 0.2
     """Temperature of the student's similarities."""
     queue_warmup: bool = False
@@ -66,11 +65,10 @@ class SeedSettings(DistillSettings):
     """Temperature of these similarities, of both networks."""
 
     OWN: ClassVar = frozenset(
-        {"queue_size", "queue_warmup", "student_temperature", "teacher_temperature", "target_perplexity"}
+        {"queue_warmup", "student_temperature", "teacher_temperature", "target_perplexity"}
         | {"projector", "small_crop_weight", "patch_affinity_weight", "patch_affinity_temperature"}
     )
     RANGES: ClassVar = {
-        "queue_size": QUEUE_SIZES,
         "student_temperature": Range(0, LARGEST, above=True),
         "teacher_temperature": Range(0, LARGEST, above=True),
         "target_perplexity": Range(1, LARGEST, above=True),
@@ -92,10 +90,8 @@ class SeedSettings(DistillSettings):
 
     def settled(self, images: int) -> TrainSettings:
         """The same settings with the sizes of the queue and of the small crops chosen."""
-        size = queues.auto_queue_size(images) if self.queue_size == "auto" else self.queue_size
-        return self.replaced(
-            queue_size=size, small_crop_size=small_crop_size(self.small_crop_size, self.image_size)
-        )
+        size = small_crop_size(self.small_crop_size, self.image_size)
+        return super().settled(images).replaced(small_crop_size=size)
 
 
 class Seed(Distillation):

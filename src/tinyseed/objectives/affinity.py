@@ -55,7 +55,7 @@ def patch_affinity(student: Patches, teacher: Float[Tensor, "n q g"], *, tempera
 
 
 def is_grid(cells: int) -> bool:
-    """Whether so many cells are a square grid with more than one of them, which can be compared.
+    """Whether this number of cells makes a square grid of more than one cell, which can be compared.
 
     >>> is_grid(49), is_grid(1), is_grid(50)
     (True, False, False)

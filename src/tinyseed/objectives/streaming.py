@@ -78,7 +78,7 @@ def may_select(rows: Rows) -> bool:
 
 
 def row_blocks(rows: Rows, queries: int) -> Iterator[tuple[int, Rows]]:
-    """Blocks of rows, whose scores with so many queries are of the size `SCORE_BYTES`, and where each begins."""
+    """Blocks of rows, and where each begins; the scores of a block with all queries take `SCORE_BYTES`."""
     size = rows.element_size()
     block = SCORE_BYTES.get(rows.device.type, SCORE_BYTES["cuda"]) // (max(queries, 1) * size)
     if rows.device.type == "cpu":
